@@ -1,0 +1,1583 @@
+// Streamer: gRPC bidirectional streaming from the command line.
+//
+// Read it from top to bottom: what the tool does (the commands), the two RPCs, how bytes become
+// items and items become bytes, how text becomes messages and back, how messages become gRPC, the
+// server's side, the client's side.
+
+using System.Buffers;
+using System.Buffers.Binary;
+using System.Buffers.Text;
+using System.CommandLine;
+using System.CommandLine.Help;
+using System.Globalization;
+using System.IO.Compression;
+using System.Net;
+using System.Net.Http.Headers;
+using System.Net.Security;
+using System.Net.Sockets;
+using System.Reflection;
+using System.Runtime.InteropServices;
+using System.Security.Authentication;
+using System.Security.Cryptography.X509Certificates;
+using System.Text;
+using System.Text.Unicode;
+using Google.Protobuf;
+using Google.Protobuf.Reflection;
+using Grpc.Health.V1;
+using Grpc.Reflection.V1;
+using Microsoft.AspNetCore.Builder;
+using Microsoft.AspNetCore.Hosting;
+using Microsoft.AspNetCore.Http;
+using Microsoft.AspNetCore.Http.Features;
+using Microsoft.AspNetCore.Server.Kestrel.Core;
+using Microsoft.AspNetCore.Server.Kestrel.Https;
+using Microsoft.AspNetCore.Server.Kestrel.Transport.Sockets;
+using Microsoft.Extensions.DependencyInjection;
+using Microsoft.Extensions.Logging;
+using Microsoft.Win32.SafeHandles;
+using Streaming;
+
+namespace Streamer;
+
+// ---------------------------------------------------------------------------------------------
+// The commands
+// ---------------------------------------------------------------------------------------------
+
+static class Program
+{
+    const string ExitCodes = """
+        Exit codes: 0 OK; 1 bad input; 2 bad command line; 64 + N when the call ended
+        with gRPC status N (78 is UNAVAILABLE); 130 / 143 after SIGINT / SIGTERM.
+        """;
+
+    public static readonly string Version = typeof(Program).Assembly
+        .GetCustomAttribute<AssemblyInformationalVersionAttribute>()!.InformationalVersion.Split('+')[0];
+
+    static async Task<int> Main(string[] args)
+    {
+        var root = new RootCommand($"gRPC bidirectional streaming from the command line.\n\n{ExitCodes}")
+        {
+            ServeCommand(),
+            ClientCommand("max", "Streams integers from stdin; prints each new maximum that the server answers.",
+                "streaming.CalculatorService/FindMaximum",
+                call => call.RunAsync(new NumberReader(ReadStdinAsync), FindMaximumResponse.Parser, Lines.Maximum)),
+            ClientCommand("greet", "Streams names from stdin, one a line; prints each greeting that the server answers.",
+                "streaming.GreetService/GreetEveryone",
+                call => call.RunAsync(new NameReader(ReadStdinAsync), GreetEveryoneResponse.Parser, Lines.Greeting)),
+        };
+        var parsed = root.Parse(args);
+        if (parsed.Errors is [var error, ..] && parsed.Action is not HelpAction)
+            return Fail(2, $"{error.Message} (see {parsed.CommandResult.Command.Name} --help)");
+        try
+        {
+            // Signals are ours: System.CommandLine would end the process two seconds after one.
+            return await parsed.InvokeAsync(new() { ProcessTerminationTimeout = null, EnableDefaultExceptionHandler = false });
+        }
+        catch (UsageException e)
+        {
+            return Fail(2, e.Message);
+        }
+    }
+
+    static Command ServeCommand()
+    {
+        var listen = new Option<string[]>("--listen") { Description = "http://HOST:PORT, https://HOST:PORT or unix:/PATH; HOST is localhost, an IP address or * and port 0 picks a free one; may be repeated [default: http://localhost:50051]", HelpName = "URL" };
+        var cert = new Option<string>("--cert") { Description = "PEM file with the certificate and its chain, for https; a file that is replaced is used for new connections", HelpName = "FILE" };
+        var key = new Option<string>("--key") { Description = "PEM file with the certificate's private key", HelpName = "FILE" };
+        var clientCa = new Option<string>("--client-ca") { Description = "PEM file with the roots that clients' certificates must come from (mutual TLS)", HelpName = "FILE" };
+        var drain = new Option<double>("--drain") { Description = "how long running streams may go on after SIGINT or SIGTERM; a second signal ends at once", HelpName = "SECONDS", DefaultValueFactory = _ => 30 };
+        var command = new Command("serve", $"Serves both RPCs, health checking and reflection over gRPC.\n\n{ExitCodes}") { listen, cert, key, clientCa, drain };
+        command.SetAction(async (parsed, _) =>
+        {
+            var urls = parsed.GetValue(listen) is { Length: > 0 } given ? given : [Endpoint.Default];
+            var seconds = parsed.GetValue(drain);
+            if (!(seconds is >= 0 and <= 1_000_000))
+                throw new UsageException("--drain takes seconds from 0 to 1000000");
+            var tls = ServerTls.Load(parsed.GetValue(cert), parsed.GetValue(key), parsed.GetValue(clientCa));
+            return await Server.RunAsync(Array.ConvertAll(urls, Endpoint.Parse), tls, TimeSpan.FromSeconds(seconds));
+        });
+        return command;
+    }
+
+    static Command ClientCommand(string name, string description, string rpc, Func<Client, Task<int>> run)
+    {
+        var address = new Option<string>("--address") { Description = $"the server: http://HOST:PORT, https://HOST:PORT or unix:/PATH [default: $STREAMER_ADDRESS, else {Endpoint.Default}, else a server of its own]", HelpName = "URL" };
+        var method = new Option<string>("--method") { Description = "the method to call", HelpName = "SERVICE/METHOD", DefaultValueFactory = _ => rpc };
+        var deadline = new Option<double?>("--deadline") { Description = "how long the call may take", HelpName = "SECONDS" };
+        var wait = new Option<bool>("--wait-for-ready") { Description = "retry the connection until the deadline" };
+        var header = new Option<string[]>("-H") { Description = "metadata to send, base64 where the name ends in -bin; may be repeated", HelpName = "'name: value'" };
+        var caCert = new Option<string>("--cacert") { Description = "PEM file with the roots to trust instead of the system's", HelpName = "FILE" };
+        var cert = new Option<string>("--cert") { Description = "PEM file with a client certificate and its chain", HelpName = "FILE" };
+        var key = new Option<string>("--key") { Description = "PEM file with its private key", HelpName = "FILE" };
+        var insecure = new Option<bool>("--insecure") { Description = "do not verify the server's certificate" };
+        var command = new Command(name, $"{description}\n\n{ExitCodes}") { address, method, deadline, wait, header, caCert, cert, key, insecure };
+        command.SetAction((parsed, _) =>
+        {
+            var asked = parsed.GetValue(address) ?? Environment.GetEnvironmentVariable("STREAMER_ADDRESS");
+            return run(new Client(
+                Endpoint.Parse(string.IsNullOrEmpty(asked) ? Endpoint.Default : asked),
+                parsed.GetValue(method)!,
+                Metadata.Parse(parsed.GetValue(header) ?? []),
+                ClientTls.Load(parsed.GetValue(caCert), parsed.GetValue(cert), parsed.GetValue(key), parsed.GetValue(insecure)))
+            {
+                Deadline = Metadata.ParseDeadline(parsed.GetValue(deadline)),
+                WaitForReady = parsed.GetValue(wait),
+                MayServeItself = string.IsNullOrEmpty(asked),
+            });
+        });
+        return command;
+    }
+
+    static readonly Lazy<Stream> stdin = new(Console.OpenStandardInput);
+
+    static async ValueTask<int> ReadStdinAsync(Memory<byte> into, CancellationToken cancel)
+    {
+        try
+        {
+            return await stdin.Value.ReadAsync(into, cancel);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            throw new InputException($"stdin: {e.Message}");
+        }
+    }
+
+    /// <summary>Tells the user, in one line on stderr, and gives back the exit code.</summary>
+    public static int Fail(int exitCode, string message)
+    {
+        Console.Error.WriteLine($"streamer: {message.ReplaceLineEndings(" ")}");
+        return exitCode;
+    }
+}
+
+/// <summary>What was typed cannot be meant: one line on stderr and exit code 2.</summary>
+sealed class UsageException(string message) : Exception(message);
+
+/// <summary>What came on stdin is not what the command takes: one line on stderr and exit code 1.</summary>
+sealed class InputException(string message) : Exception(message);
+
+/// <summary>A place to listen at or to call: a URL, or a Unix socket's path.</summary>
+sealed record Endpoint(Uri Url, string? UnixPath)
+{
+    public const string Default = "http://localhost:50051";
+
+    /// <summary>Takes http://HOST:PORT, https://HOST:PORT, HOST:PORT and unix:/PATH.</summary>
+    /// <exception cref="UsageException">The text is none of these.</exception>
+    public static Endpoint Parse(string text)
+    {
+        if (text.StartsWith("unix:", StringComparison.Ordinal) && text.Length > 5)
+            return new(new("http://localhost"), Path.GetFullPath(text[5..]));
+        // Uri knows no host "*"; no address is written that way, so 0.0.0.0 with "any" in mind stands for it.
+        var url = text.Contains("://", StringComparison.Ordinal) ? text : "http://" + text;
+        if (Uri.TryCreate(url.Replace("//*", "//[::]"), UriKind.Absolute, out var uri)
+            && uri is { Scheme: "http" or "https", PathAndQuery: "/", UserInfo: "", Fragment: "" })
+            return new(uri, null);
+        throw new UsageException($"\"{text}\" is not an address: http://HOST:PORT, https://HOST:PORT or unix:/PATH");
+    }
+
+    public override string ToString() => UnixPath is null ? Url.GetLeftPart(UriPartial.Authority) : $"unix:{UnixPath}";
+}
+
+// ---------------------------------------------------------------------------------------------
+// The two RPCs
+// ---------------------------------------------------------------------------------------------
+
+/// <summary>A bidirectional RPC: a function from a stream of requests to a stream of responses.</summary>
+delegate IAsyncEnumerable<TResponse> Rpc<TRequest, TResponse>(IAsyncEnumerable<TRequest> requests);
+
+static class Rpcs
+{
+    /// <summary>One answer for each request.</summary>
+    public static async IAsyncEnumerable<GreetEveryoneResponse> GreetEveryone(IAsyncEnumerable<GreetEveryoneRequest> requests)
+    {
+        await foreach (var request in requests)
+        {
+            var (first, last) = (request.Greeting?.FirstName, request.Greeting?.LastName);
+            yield return new() { Result = string.IsNullOrEmpty(last) ? $"Hello {first}!" : $"Hello {first} {last}!" };
+        }
+    }
+
+    /// <summary>An answer only when a number is larger than all before it on the stream.</summary>
+    public static async IAsyncEnumerable<FindMaximumResponse> FindMaximum(IAsyncEnumerable<FindMaximumRequest> requests)
+    {
+        long? maximum = null;
+        await foreach (var request in requests)
+            if (maximum is null || request.Number > maximum)
+            {
+                maximum = request.Number;
+                yield return new() { Maximum = request.Number };
+            }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Bytes to items, items to bytes: the same both ways, for text and for gRPC
+// ---------------------------------------------------------------------------------------------
+
+/// <summary>Reads some bytes as soon as there are any; 0 at the end.</summary>
+delegate ValueTask<int> ReadBytes(Memory<byte> into, CancellationToken cancel);
+
+/// <summary>
+/// A stream of items cut out of a stream of bytes. An item that is already here costs a call, not an
+/// asynchronous hop; one hop brings as many items as one read brought bytes for.
+/// </summary>
+/// <param name="source">Where the bytes come from.</param>
+/// <param name="oneOfMany">Whether thousands of these may wait at once: then none holds a buffer while it waits.</param>
+abstract class Reader<T>(ReadBytes source, bool oneOfMany, CancellationToken cancel) : IAsyncEnumerable<T>, IAsyncEnumerator<T>
+{
+    const int ReadSize = 64 * 1024;
+
+    byte[] buffer = [];
+    int start, end;
+
+    /// <summary>The item that the last <see cref="MoveNextAsync"/> found.</summary>
+    public T Current { get; protected set; } = default!;
+
+    /// <summary>Whether the source has ended: what <see cref="TryTake"/> is given then is all there is.</summary>
+    protected bool Ended { get; private set; }
+
+    /// <summary>Cuts one item off the front of <paramref name="rest"/> into <see cref="Current"/>; false when more bytes are needed.</summary>
+    protected abstract bool TryTake(ref ReadOnlySpan<byte> rest);
+
+    public ValueTask<bool> MoveNextAsync()
+    {
+        try
+        {
+            return TryTake() ? new(true) : FillAsync();
+        }
+        catch (Exception e)
+        {
+            return ValueTask.FromException<bool>(e);
+        }
+    }
+
+    bool TryTake()
+    {
+        var rest = new ReadOnlySpan<byte>(buffer, start, end - start);
+        var taken = TryTake(ref rest);
+        start = end - rest.Length;
+        return taken;
+    }
+
+    async ValueTask<bool> FillAsync()
+    {
+        while (!Ended)
+        {
+            if (start == end && oneOfMany)
+            {
+                Release();
+                await source(Memory<byte>.Empty, cancel);
+            }
+            MakeRoom();
+            var count = await source(buffer.AsMemory(end), cancel);
+            (end, Ended) = (end + count, count == 0);
+            if (TryTake())
+                return true;
+        }
+        Release();
+        return false;
+    }
+
+    void MakeRoom()
+    {
+        if (buffer.Length == 0)
+            buffer = ArrayPool<byte>.Shared.Rent(ReadSize);
+        var grown = end - start > buffer.Length / 2 ? ArrayPool<byte>.Shared.Rent(buffer.Length * 2) : buffer;
+        buffer.AsSpan(start, end - start).CopyTo(grown);
+        if (grown != buffer)
+            ArrayPool<byte>.Shared.Return(buffer);
+        (buffer, start, end) = (grown, 0, end - start);
+    }
+
+    void Release()
+    {
+        if (buffer.Length > 0)
+            ArrayPool<byte>.Shared.Return(buffer);
+        (buffer, start, end) = ([], 0, 0);
+    }
+
+    public IAsyncEnumerator<T> GetAsyncEnumerator(CancellationToken cancellationToken = default) => this;
+
+    public ValueTask DisposeAsync() => default;
+}
+
+/// <summary>Bytes on their way out: items are appended, and what has gathered leaves in one write.</summary>
+sealed class Outbox
+{
+    public const int Full = 64 * 1024;
+
+    byte[] buffer = [];
+    int used;
+
+    public ReadOnlyMemory<byte> Bytes => buffer.AsMemory(0, used);
+    public bool IsFull => used >= Full;
+
+    /// <summary>Room for exactly <paramref name="size"/> more bytes, which count as written.</summary>
+    public Span<byte> Append(int size)
+    {
+        if (buffer.Length - used < size)
+        {
+            var grown = ArrayPool<byte>.Shared.Rent(Math.Max(used + size, buffer.Length * 2));
+            Bytes.Span.CopyTo(grown);
+            var gathered = used;
+            Clear();
+            (buffer, used) = (grown, gathered);
+        }
+        used += size;
+        return buffer.AsSpan(used - size, size);
+    }
+
+    /// <summary>Takes back the last <paramref name="size"/> bytes that <see cref="Append"/> gave.</summary>
+    public void Shorten(int size) => used -= size;
+
+    public void Clear()
+    {
+        if (buffer.Length > 0)
+            ArrayPool<byte>.Shared.Return(buffer);
+        (buffer, used) = ([], 0);
+    }
+}
+
+static class Pump
+{
+    /// <summary>
+    /// The rule that moves all bytes, on both sides: write as long as there is something to write, flush only
+    /// when about to wait. It also flushes before it starts, so that headers leave, and before it fails.
+    /// </summary>
+    public static async Task RunAsync<T>(IAsyncEnumerable<T> source, Action<T, Outbox> append, Func<ReadOnlyMemory<byte>, ValueTask> flush, CancellationToken cancel)
+    {
+        await flush(default);
+        var outbox = new Outbox();
+        var items = source.GetAsyncEnumerator(cancel);
+        while (true)
+        {
+            var next = items.MoveNextAsync();
+            if (!next.IsCompletedSuccessfully || outbox.IsFull)
+            {
+                if (outbox.Bytes.Length > 0)
+                    await flush(outbox.Bytes);
+                outbox.Clear();
+            }
+            if (!await next)
+                break;
+            append(items.Current, outbox);
+        }
+        if (outbox.Bytes.Length > 0)
+            await flush(outbox.Bytes);
+        outbox.Clear();
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Text to messages, messages to text
+// ---------------------------------------------------------------------------------------------
+
+/// <summary>Integers separated by white space or commas, as requests.</summary>
+sealed class NumberReader(ReadBytes source) : Reader<FindMaximumRequest>(source, oneOfMany: false, default)
+{
+    // Leading zeros are fine, but not without end: a token must fit in memory to be parsed.
+    const int MaxLength = 4096;
+
+    long line = 1;
+    bool begun;
+
+    protected override bool TryTake(ref ReadOnlySpan<byte> rest)
+    {
+        if (!begun && !(begun = Text.TrySkipBom(ref rest, Ended)))
+            return false;
+        var i = 0;
+        while (i < rest.Length && IsSeparator(rest[i]))
+            if (rest[i++] == '\n')
+                line++;
+        rest = rest[i..];
+        i = 0;
+        while (i < rest.Length && !IsSeparator(rest[i]))
+            i++;
+        if (i == 0 || i == rest.Length && !Ended && i <= MaxLength)
+            return false;
+        if (i > MaxLength || !Utf8Parser.TryParse(rest[..i], out long number, out var used) || used != i)
+            throw new InputException($"line {line}: \"{Text.Excerpt(rest[..i])}\" is not an integer from {long.MinValue} to {long.MaxValue}");
+        rest = rest[i..];
+        Current = new() { Number = number };
+        return true;
+    }
+
+    static bool IsSeparator(byte b) => b is (byte)' ' or (byte)',' or (>= (byte)'\t' and <= (byte)'\r');
+}
+
+/// <summary>Names, one a line, as requests: the first word is the first name, the rest the last name.</summary>
+sealed class NameReader(ReadBytes source) : Reader<GreetEveryoneRequest>(source, oneOfMany: false, default)
+{
+    long line;
+    bool begun;
+
+    protected override bool TryTake(ref ReadOnlySpan<byte> rest)
+    {
+        if (!begun && !(begun = Text.TrySkipBom(ref rest, Ended)))
+            return false;
+        while (rest.Length > 0)
+        {
+            var length = rest.IndexOf((byte)'\n');
+            var name = length < 0 ? rest : rest[..length];
+            if (name.Length > Message.MaxSize)
+                throw new InputException($"line {line + 1}: the name is longer than {Message.MaxSize} bytes");
+            if (length < 0 && !Ended)
+                return false;
+            line++;
+            if (!Utf8.IsValid(name))
+                throw new InputException($"line {line}: \"{Text.Excerpt(name)}\" is not valid UTF-8");
+            rest = rest[(length < 0 ? rest.Length : length + 1)..];
+            var words = Encoding.UTF8.GetString(name).Trim();
+            if (words.Length == 0)
+                continue;
+            var first = words.AsSpan().IndexOfAny(Text.Blanks) is > 0 and var blank ? words[..blank] : words;
+            Current = new() { Greeting = new() { FirstName = first, LastName = words[first.Length..].TrimStart() } };
+            return true;
+        }
+        return false;
+    }
+}
+
+static class Text
+{
+    public static readonly SearchValues<char> Blanks = SearchValues.Create(" \t\v\f\r\u0085\u00a0\u2002\u2003\u3000");
+
+    /// <summary>Skips a byte order mark at the start of text; false while it cannot be told whether there is one.</summary>
+    public static bool TrySkipBom(ref ReadOnlySpan<byte> rest, bool ended)
+    {
+        var bom = "\uFEFF"u8;
+        if (rest.StartsWith(bom))
+            rest = rest[bom.Length..];
+        else if (!ended && bom.StartsWith(rest))
+            return false;
+        return true;
+    }
+
+    /// <summary>The start of a token, fit to be shown in a message.</summary>
+    public static string Excerpt(ReadOnlySpan<byte> token)
+    {
+        var text = Encoding.UTF8.GetString(token[..Math.Min(token.Length, 160)]);
+        text = string.Concat(text.Select(c => char.IsControl(c) ? '\uFFFD' : c));
+        return text.Length > 40 ? text[..40] + "…" : text;
+    }
+}
+
+/// <summary>Answers as lines of text.</summary>
+static class Lines
+{
+    public static void Maximum(FindMaximumResponse answer, Outbox outbox)
+    {
+        const int longest = 21;
+        var line = outbox.Append(longest);
+        Utf8Formatter.TryFormat(answer.Maximum, line, out var length);
+        line[length] = (byte)'\n';
+        outbox.Shorten(longest - length - 1);
+    }
+
+    public static void Greeting(GreetEveryoneResponse answer, Outbox outbox)
+    {
+        var line = outbox.Append(Encoding.UTF8.GetByteCount(answer.Result) + 1);
+        Encoding.UTF8.GetBytes(answer.Result, line);
+        line[^1] = (byte)'\n';
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Messages to gRPC on the wire, and back (grpc/doc/PROTOCOL-HTTP2.md)
+// ---------------------------------------------------------------------------------------------
+
+/// <summary>The gRPC status codes, by their names in grpc/doc/statuscodes.md.</summary>
+enum Status
+{
+    OK, CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, ALREADY_EXISTS, PERMISSION_DENIED,
+    RESOURCE_EXHAUSTED, FAILED_PRECONDITION, ABORTED, OUT_OF_RANGE, UNIMPLEMENTED, INTERNAL, UNAVAILABLE,
+    DATA_LOSS, UNAUTHENTICATED,
+}
+
+/// <summary>Ends a call with a status that is not OK.</summary>
+sealed class StatusException(Status status, string message) : Exception(message)
+{
+    public Status Status => status;
+}
+
+static class Message
+{
+    /// <summary>The largest message that is read, in bytes, compressed or not: gRPC's usual default of 4 MiB.</summary>
+    public const int MaxSize = 4 * 1024 * 1024;
+
+    /// <summary>A flag byte (compressed or not) and a length of four bytes come before each message.</summary>
+    public const int PrefixSize = 5;
+
+    /// <summary>Appends a Length-Prefixed-Message, uncompressed.</summary>
+    public static void Append<T>(T message, Outbox outbox) where T : IMessage<T>
+    {
+        var size = message.CalculateSize();
+        var frame = outbox.Append(PrefixSize + size);
+        frame[0] = 0;
+        BinaryPrimitives.WriteInt32BigEndian(frame[1..], size);
+        message.WriteTo(frame[PrefixSize..]);
+    }
+
+    /// <summary>Whether a grpc-encoding can be read; none counts as identity.</summary>
+    public static bool CanRead(string? encoding) => encoding is null or "" or "identity" or "gzip";
+}
+
+/// <summary>Length-Prefixed-Messages, from the body of a request or of a response.</summary>
+/// <param name="encoding">The body's grpc-encoding, for messages whose compressed flag is set.</param>
+/// <exception cref="StatusException">
+/// RESOURCE_EXHAUSTED for a message over <see cref="Message.MaxSize"/>, known from its prefix alone; INTERNAL for
+/// one that is malformed, cut off, or compressed in a way that the headers do not say.
+/// </exception>
+sealed class MessageReader<T>(ReadBytes body, MessageParser<T> parser, string? encoding, bool oneOfMany, CancellationToken cancel)
+    : Reader<T>(body, oneOfMany, cancel) where T : IMessage<T>
+{
+    protected override bool TryTake(ref ReadOnlySpan<byte> rest)
+    {
+        var length = 0u;
+        if (rest.Length >= Message.PrefixSize)
+        {
+            length = BinaryPrimitives.ReadUInt32BigEndian(rest[1..]);
+            if (rest[0] > 1)
+                throw new StatusException(Status.INTERNAL, $"a message has the reserved flag byte {rest[0]}");
+            if (length > Message.MaxSize)
+                throw new StatusException(Status.RESOURCE_EXHAUSTED, $"a message of {length} bytes is larger than the {Message.MaxSize} allowed");
+            if (rest[0] == 1 && encoding != "gzip")
+                throw new StatusException(Status.INTERNAL, $"a message is compressed, but grpc-encoding is {encoding ?? "not given"}");
+        }
+        if (rest.Length < Message.PrefixSize + length)
+            return Ended && rest.Length > 0 ? throw new StatusException(Status.INTERNAL, "the stream ended inside a message") : false;
+        var message = rest.Slice(Message.PrefixSize, (int)length);
+        try
+        {
+            Current = parser.ParseFrom(rest[0] == 0 ? message : Decompress(message));
+        }
+        catch (Exception e) when (e is InvalidProtocolBufferException or InvalidDataException)
+        {
+            throw new StatusException(Status.INTERNAL, $"a message is malformed: {e.Message}");
+        }
+        rest = rest[(Message.PrefixSize + (int)length)..];
+        return true;
+    }
+
+    static byte[] Decompress(ReadOnlySpan<byte> message)
+    {
+        using var gzip = new GZipStream(new MemoryStream(message.ToArray()), CompressionMode.Decompress);
+        using var bytes = new MemoryStream();
+        var chunk = new byte[16 * 1024];
+        for (int count; (count = gzip.Read(chunk)) > 0; bytes.Write(chunk, 0, count))
+            if (bytes.Length + count > Message.MaxSize)
+                throw new StatusException(Status.RESOURCE_EXHAUSTED, $"a message is larger than the {Message.MaxSize} bytes allowed once decompressed");
+        return bytes.ToArray();
+    }
+}
+
+/// <summary>Values of gRPC's headers and trailers.</summary>
+static class Metadata
+{
+    /// <summary>Percent-encodes a grpc-message (PROTOCOL-HTTP2, "Responses": all but 0x20 to 0x7E, and %).</summary>
+    public static string Encode(string message) => string.Concat(
+        Encoding.UTF8.GetBytes(message).Select(b => b is >= 0x20 and <= 0x7e and not (byte)'%' ? ((char)b).ToString() : $"%{b:X2}"));
+
+    /// <summary>Decodes a grpc-message; what is not a valid escape stays as it is, as the specification asks.</summary>
+    public static string Decode(string message) => Uri.UnescapeDataString(message);
+
+    /// <summary>A grpc-timeout's duration; null for one that lies further off than a timer can tell.</summary>
+    /// <exception cref="StatusException">INTERNAL: it is not 1 to 8 digits and one of H, M, S, m, u, n.</exception>
+    public static TimeSpan? ParseTimeout(string text)
+    {
+        var unit = text is [.., var last] ? last switch { 'H' => 3600e3, 'M' => 60e3, 'S' => 1e3, 'm' => 1, 'u' => 1e-3, 'n' => 1e-6, _ => 0 } : 0;
+        if (unit == 0 || text.Length > 9 || !uint.TryParse(text[..^1], NumberStyles.None, CultureInfo.InvariantCulture, out var value))
+            throw new StatusException(Status.INTERNAL, $"malformed grpc-timeout: {text}");
+        return value * unit <= MaxTimer.TotalMilliseconds ? TimeSpan.FromMilliseconds(value * unit) : null;
+    }
+
+    /// <summary>A deadline as a grpc-timeout, in the finest unit that its eight digits hold.</summary>
+    public static string FormatTimeout(TimeSpan timeout) => timeout.TotalSeconds switch
+    {
+        < 99 => $"{Math.Ceiling(timeout.TotalMicroseconds):F0}u",
+        < 99_999 => $"{Math.Ceiling(timeout.TotalMilliseconds):F0}m",
+        _ => $"{Math.Ceiling(timeout.TotalSeconds):F0}S",
+    };
+
+    // The longest that CancellationTokenSource.CancelAfter takes is a little under 50 days.
+    static readonly TimeSpan MaxTimer = TimeSpan.FromMilliseconds(uint.MaxValue - 1);
+
+    /// <summary>--deadline's seconds.</summary>
+    /// <exception cref="UsageException">They are not more than 0 and at most 49 days.</exception>
+    public static TimeSpan? ParseDeadline(double? seconds) => seconds switch
+    {
+        null => null,
+        > 0 and <= 4_000_000 => TimeSpan.FromSeconds(seconds.Value),
+        _ => throw new UsageException("--deadline takes seconds, more than 0 and at most 4000000"),
+    };
+
+    /// <summary>-H's "name: value", checked as PROTOCOL-HTTP2 defines Custom-Metadata.</summary>
+    /// <exception cref="UsageException">A name is invalid or gRPC's own, or a value is not ASCII or not base64.</exception>
+    public static (string Name, string Value)[] Parse(string[] headers) => Array.ConvertAll(headers, header =>
+    {
+        var colon = header.IndexOf(':');
+        var (name, value) = colon < 0 ? (header, "") : (header[..colon].Trim().ToLowerInvariant(), header[(colon + 1)..].Trim());
+        if (colon < 0 || name.Length == 0 || !name.All(c => char.IsAsciiLetterLower(c) || char.IsAsciiDigit(c) || c is '-' or '_' or '.'))
+            throw new UsageException($"-H takes 'name: value', and a name of letters, digits, '-', '_' and '.', not '{header}'");
+        if (name.StartsWith("grpc-", StringComparison.Ordinal) || name is "te" or "content-type" or "user-agent" or "host" or "connection" or "transfer-encoding" or "content-length")
+            throw new UsageException($"-H cannot set {name}: it is gRPC's own");
+        if (!value.All(c => c is >= ' ' and <= '~'))
+            throw new UsageException($"-H {name}: a value is printable ASCII; other bytes go in base64 under a name that ends in -bin");
+        if (name.EndsWith("-bin", StringComparison.Ordinal) && !Base64.IsValid(value.TrimEnd('=').PadRight((value.TrimEnd('=').Length + 3) / 4 * 4, '=')))
+            throw new UsageException($"-H {name}: the value is not base64");
+        return (name, value);
+    });
+}
+
+// ---------------------------------------------------------------------------------------------
+// The server's side
+// ---------------------------------------------------------------------------------------------
+
+/// <summary>A gRPC server on Kestrel: the two RPCs under both their names, health checking, reflection.</summary>
+sealed class Server : IAsyncDisposable
+{
+    // A peer that vanished without a word is found by a ping that stays unanswered.
+    static readonly TimeSpan PingDelay = TimeSpan.FromSeconds(20), PingTimeout = TimeSpan.FromSeconds(20);
+
+    // How long a connection may take to send a whole header block, against peers that drip bytes.
+    static readonly TimeSpan HeadersTimeout = TimeSpan.FromSeconds(10);
+
+    // What a connection may hold, at most, is this many streams times their window.
+    const int MaxStreamsPerConnection = 100, StreamWindow = 256 * 1024, ConnectionWindow = 1024 * 1024;
+
+    // So that one peer cannot use up the process's descriptors; Linux's usual limit is 1024 soft, 524288 hard.
+    const int MaxConnections = 10_000;
+
+    // How long a call that is over may take to get its last bytes to a peer that does not read.
+    static readonly TimeSpan Grace = TimeSpan.FromSeconds(1);
+
+    static readonly FileDescriptor[] files =
+    [
+        StreamingReflection.Descriptor, Greet.GreetReflection.Descriptor, Calculator.CalculatorReflection.Descriptor,
+        HealthReflection.Descriptor, Grpc.Reflection.V1.ReflectionReflection.Descriptor, Grpc.Reflection.V1Alpha.ReflectionReflection.Descriptor,
+    ];
+
+    readonly Dictionary<string, Func<Call, Task>> methods;
+    readonly CancellationTokenSource draining = new(), expired = new();
+    readonly List<Socket> sockets = [];
+    readonly List<string> unixPaths = [];
+    WebApplication app = null!;
+
+    /// <summary>Where this server listens, with real ports.</summary>
+    public List<Endpoint> Endpoints { get; } = [];
+
+    public Server() => methods = new()
+    {
+        ["/streaming.GreetService/GreetEveryone"] = Method(GreetEveryoneRequest.Parser, Rpcs.GreetEveryone),
+        ["/streaming.CalculatorService/FindMaximum"] = Method(FindMaximumRequest.Parser, Rpcs.FindMaximum),
+        ["/greet.GreetService/GreetEveryone"] = Method(GreetEveryoneRequest.Parser, Rpcs.GreetEveryone),
+        ["/calculator.CalculatorService/FindMaximum"] = Method(FindMaximumRequest.Parser, Rpcs.FindMaximum),
+        ["/grpc.health.v1.Health/Check"] = Method(HealthCheckRequest.Parser, CheckHealth),
+        ["/grpc.health.v1.Health/Watch"] = Method(HealthCheckRequest.Parser, WatchHealth),
+        ["/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"] = Method(ServerReflectionRequest.Parser, Reflect),
+        ["/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"] = Method(ServerReflectionRequest.Parser, Reflect),
+    };
+
+    /// <summary>Serves until SIGINT or SIGTERM, drains, and gives the exit code.</summary>
+    /// <param name="drain">How long running streams may go on after the signal.</param>
+    public static async Task<int> RunAsync(Endpoint[] endpoints, ServerTls? tls, TimeSpan drain)
+    {
+        await using var server = new Server();
+        var signalled = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
+        var force = new TaskCompletionSource<int>(TaskCreationOptions.RunContinuationsAsynchronously);
+        using var signals = Signals.On(exitCode =>
+        {
+            if (!signalled.TrySetResult())
+                force.TrySetResult(exitCode);
+        });
+        try
+        {
+            await server.StartAsync(endpoints, tls);
+        }
+        catch (SocketException e)
+        {
+            return Program.Fail(1, e.Message);
+        }
+        foreach (var endpoint in server.Endpoints)
+            Console.Out.WriteLine($"listening on {endpoint}");
+        await signalled.Task;
+        var drained = server.DrainAsync(drain);
+        return await Task.WhenAny(drained, force.Task) == force.Task ? await force.Task : 0;
+    }
+
+    /// <exception cref="SocketException">An endpoint cannot be listened at; the message says which and why.</exception>
+    /// <exception cref="UsageException">An endpoint is not one to listen at.</exception>
+    public async Task StartAsync(Endpoint[] endpoints, ServerTls? tls)
+    {
+        foreach (var endpoint in endpoints)
+            Bind(endpoint, tls is not null);
+        var builder = WebApplication.CreateEmptyBuilder(new());
+        builder.Logging.SetMinimumLevel(LogLevel.Warning).AddSimpleConsole(console => console.SingleLine = true);
+        builder.Services.Configure<Microsoft.Extensions.Logging.Console.ConsoleLoggerOptions>(console => console.LogToStandardErrorThreshold = LogLevel.Trace);
+        builder.WebHost.UseKestrelCore();
+        // The sockets are bound before Kestrel starts: only so has port 0 one meaning for both loopback
+        // addresses, and a Unix socket its mode before anyone can connect.
+        var bound = sockets.ToDictionary(socket => socket.LocalEndPoint!);
+        builder.Services.Configure<SocketTransportOptions>(transport => transport.CreateBoundListenSocket = at => bound[at]);
+        builder.WebHost.ConfigureKestrel(kestrel =>
+        {
+            kestrel.AddServerHeader = false;
+            var limits = kestrel.Limits;
+            // Streams may be idle, and bodies endless: Kestrel's minimum rates and maximum sizes are not for them.
+            (limits.MinRequestBodyDataRate, limits.MinResponseDataRate, limits.MaxRequestBodySize) = (null, null, null);
+            (limits.RequestHeadersTimeout, limits.MaxConcurrentConnections) = (HeadersTimeout, MaxConnections);
+            (limits.Http2.KeepAlivePingDelay, limits.Http2.KeepAlivePingTimeout) = (PingDelay, PingTimeout);
+            (limits.Http2.MaxStreamsPerConnection, limits.Http2.InitialStreamWindowSize, limits.Http2.InitialConnectionWindowSize) = (MaxStreamsPerConnection, StreamWindow, ConnectionWindow);
+            foreach (var (at, endpoint) in bound.Keys.Zip(Endpoints))
+                kestrel.Listen(at, listen =>
+                {
+                    listen.Protocols = HttpProtocols.Http2;
+                    if (endpoint.Url.Scheme == "https")
+                        listen.UseHttps(new TlsHandshakeCallbackOptions { OnConnection = _ => new(tls!.Options()) });
+                });
+        });
+        app = builder.Build();
+        app.Run(HandleAsync);
+        await app.StartAsync();
+    }
+
+    void Bind(Endpoint endpoint, bool hasCertificate)
+    {
+        if (endpoint.Url.Scheme == "https" && !hasCertificate)
+            throw new UsageException($"{endpoint} needs --cert and --key");
+        if (endpoint.UnixPath is { } path)
+        {
+            RemoveStaleSocket(path);
+            Bind(endpoint, new UnixDomainSocketEndPoint(path));
+            if (!OperatingSystem.IsWindows())
+                File.SetUnixFileMode(path, UnixFileMode.UserRead | UnixFileMode.UserWrite);
+            unixPaths.Add(path);
+            return;
+        }
+        var (host, port) = (endpoint.Url.IdnHost, endpoint.Url.Port);
+        if (IPAddress.TryParse(host, out var address))
+            Bind(endpoint, new IPEndPoint(address, port));
+        else if (host != "localhost")
+            throw new UsageException($"{endpoint} cannot be listened at: HOST is localhost, an IP address or *");
+        else
+        {
+            Bind(endpoint, new IPEndPoint(IPAddress.Loopback, port));
+            try
+            {
+                Bind(endpoint, new IPEndPoint(IPAddress.IPv6Loopback, ((IPEndPoint)sockets[^1].LocalEndPoint!).Port));
+            }
+            catch (SocketException e) when (e.SocketErrorCode is SocketError.AddressNotAvailable or SocketError.AddressFamilyNotSupported)
+            {
+                // A machine without IPv6.
+            }
+        }
+    }
+
+    void Bind(Endpoint endpoint, EndPoint at)
+    {
+        var socket = new Socket(at.AddressFamily, SocketType.Stream, at is IPEndPoint ? ProtocolType.Tcp : ProtocolType.Unspecified);
+        try
+        {
+            if (at is IPEndPoint { Address: var address } && address.Equals(IPAddress.IPv6Any))
+                socket.DualMode = true;
+            socket.Bind(at);
+        }
+        catch (SocketException e)
+        {
+            socket.Dispose();
+            throw new SocketException((int)e.SocketErrorCode, $"cannot listen at {endpoint}: {(e.SocketErrorCode == SocketError.AddressAlreadyInUse ? "the address is in use" : e.Message)}");
+        }
+        sockets.Add(socket);
+        Endpoints.Add(socket.LocalEndPoint is IPEndPoint real ? new(new($"{endpoint.Url.Scheme}://{real}"), null) : endpoint);
+    }
+
+    // A socket file that a killed server left behind refuses connections; anything else there is not ours to remove.
+    static void RemoveStaleSocket(string path)
+    {
+        using var probe = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
+        try
+        {
+            probe.Connect(new UnixDomainSocketEndPoint(path));
+        }
+        catch (SocketException e) when (e.SocketErrorCode == SocketError.ConnectionRefused && !IsRegularFile(path))
+        {
+            File.Delete(path);
+        }
+        catch (SocketException)
+        {
+            // Nothing there; or what is there makes the bind fail, with a message.
+        }
+
+        static bool IsRegularFile(string path)
+        {
+            try
+            {
+                File.OpenHandle(path).Dispose();
+                return true;
+            }
+            catch (IOException)
+            {
+                return false; // A socket cannot be opened.
+            }
+        }
+    }
+
+    /// <summary>Takes no new connections and streams, lets running streams finish in time, then ends them with UNAVAILABLE.</summary>
+    async Task DrainAsync(TimeSpan patience)
+    {
+        await draining.CancelAsync();
+        using var deadline = new CancellationTokenSource(patience + Grace + Grace);
+        expired.CancelAfter(patience);
+        await app.StopAsync(deadline.Token);
+    }
+
+    public async ValueTask DisposeAsync()
+    {
+        if (app is not null)
+            await app.DisposeAsync();
+        unixPaths.ForEach(File.Delete);
+        sockets.ForEach(socket => socket.Dispose());
+    }
+
+    /// <summary>What a method needs of the HTTP request that carries its call.</summary>
+    readonly record struct Call(HttpContext Http, CancellationToken Cancel);
+
+    static Func<Call, Task> Method<TRequest, TResponse>(MessageParser<TRequest> parser, Rpc<TRequest, TResponse> rpc)
+        where TRequest : IMessage<TRequest> where TResponse : IMessage<TResponse> => call =>
+        {
+            var (request, body) = (call.Http.Request, call.Http.Response.Body);
+            var requests = new MessageReader<TRequest>(request.Body.ReadAsync, parser, request.Headers["grpc-encoding"], oneOfMany: true, call.Cancel);
+            return Pump.RunAsync(rpc(requests), Message.Append, bytes => body.WriteAsync(bytes, call.Http.RequestAborted), call.Cancel);
+        };
+
+    async Task HandleAsync(HttpContext http)
+    {
+        var (request, response) = (http.Request, http.Response);
+        if (!HttpMethods.IsPost(request.Method))
+        {
+            (response.StatusCode, response.Headers.Allow) = (StatusCodes.Status405MethodNotAllowed, "POST");
+            return;
+        }
+        if (!IsGrpc(request.ContentType))
+        {
+            response.StatusCode = StatusCodes.Status415UnsupportedMediaType;
+            return;
+        }
+        response.ContentType = "application/grpc";
+        response.Headers["grpc-accept-encoding"] = "identity,gzip";
+        using var cancel = CancellationTokenSource.CreateLinkedTokenSource(http.RequestAborted, expired.Token);
+        Timer? stuck = null;
+        try
+        {
+            if (!methods.TryGetValue(request.Path, out var method))
+                throw new StatusException(Status.UNIMPLEMENTED, $"unknown method {request.Path}");
+            if (!Message.CanRead(request.Headers["grpc-encoding"]))
+                throw new StatusException(Status.UNIMPLEMENTED, $"grpc-encoding {request.Headers["grpc-encoding"]} is not supported");
+            if (request.Headers["grpc-timeout"] is [{ } timeout, ..] && Metadata.ParseTimeout(timeout) is { } limit)
+                cancel.CancelAfter(limit);
+            // A peer that does not read cannot be told the status either: after a while its stream is reset.
+            using var over = cancel.Token.UnsafeRegister(_ => stuck = new(_ => http.Features.Get<IHttpResetFeature>()?.Reset(Http2.Cancel), null, Grace, Timeout.InfiniteTimeSpan), null);
+            await method(new(http, cancel.Token));
+            Finish(response, Status.OK, "");
+        }
+        catch (StatusException e)
+        {
+            Finish(response, e.Status, e.Message);
+        }
+        catch (Exception e) when (http.RequestAborted.IsCancellationRequested || e is IOException)
+        {
+            // The peer is gone, and with it everybody who could be told.
+        }
+        catch (OperationCanceledException)
+        {
+            if (expired.IsCancellationRequested)
+                Finish(response, Status.UNAVAILABLE, "server is shutting down");
+            else
+                Finish(response, Status.DEADLINE_EXCEEDED, "the deadline has passed");
+        }
+        finally
+        {
+            stuck?.Dispose();
+        }
+    }
+
+    /// <summary>application/grpc, with an optional +proto and parameters (PROTOCOL-HTTP2, "Requests").</summary>
+    static bool IsGrpc(string? contentType) => contentType?.Split(';')[0].Trim() is "application/grpc" or "application/grpc+proto";
+
+    // Trailers, or Trailers-Only while nothing has been sent.
+    static void Finish(HttpResponse response, Status status, string message)
+    {
+        var trailers = response.HasStarted ? response.HttpContext.Features.GetRequiredFeature<IHttpResponseTrailersFeature>().Trailers : response.Headers;
+        trailers["grpc-status"] = status.ToString("D");
+        if (message.Length > 0)
+            trailers["grpc-message"] = Metadata.Encode(message);
+    }
+
+    // Health checking (grpc/doc/health-checking.md).
+
+    bool Serves(string service) => service.Length == 0 || methods.Keys.Any(path => path.StartsWith($"/{service}/", StringComparison.Ordinal));
+
+    HealthCheckResponse Health() => new()
+    {
+        Status = draining.IsCancellationRequested ? HealthCheckResponse.Types.ServingStatus.NotServing : HealthCheckResponse.Types.ServingStatus.Serving,
+    };
+
+    async IAsyncEnumerable<HealthCheckResponse> CheckHealth(IAsyncEnumerable<HealthCheckRequest> requests)
+    {
+        await foreach (var request in requests)
+            yield return Serves(request.Service) ? Health() : throw new StatusException(Status.NOT_FOUND, $"unknown service {request.Service}");
+    }
+
+    async IAsyncEnumerable<HealthCheckResponse> WatchHealth(IAsyncEnumerable<HealthCheckRequest> requests)
+    {
+        await foreach (var request in requests)
+        {
+            yield return Serves(request.Service) ? Health() : new() { Status = HealthCheckResponse.Types.ServingStatus.ServiceUnknown };
+            // The state changes once, when the drain begins; a watch must not hold that up, so it ends with it.
+            await Task.Delay(Timeout.Infinite, draining.Token).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
+            yield return Health();
+            throw new StatusException(Status.UNAVAILABLE, "server is shutting down");
+        }
+    }
+
+    // Reflection (grpc/doc/server-reflection.md).
+
+    static async IAsyncEnumerable<ServerReflectionResponse> Reflect(IAsyncEnumerable<ServerReflectionRequest> requests)
+    {
+        await foreach (var request in requests)
+        {
+            var response = new ServerReflectionResponse { ValidHost = request.Host, OriginalRequest = request };
+            switch (request.MessageRequestCase)
+            {
+                case ServerReflectionRequest.MessageRequestOneofCase.ListServices:
+                    response.ListServicesResponse = new() { Service = { files.SelectMany(file => file.Services).Select(service => new ServiceResponse { Name = service.FullName }) } };
+                    break;
+                case ServerReflectionRequest.MessageRequestOneofCase.FileByFilename when files.FirstOrDefault(file => file.Name == request.FileByFilename) is { } file:
+                    response.FileDescriptorResponse = new() { FileDescriptorProto = { file.SerializedData } };
+                    break;
+                case ServerReflectionRequest.MessageRequestOneofCase.FileContainingSymbol when files.FirstOrDefault(file => Declares(file, request.FileContainingSymbol)) is { } file:
+                    response.FileDescriptorResponse = new() { FileDescriptorProto = { file.SerializedData } };
+                    break;
+                case ServerReflectionRequest.MessageRequestOneofCase.AllExtensionNumbersOfType when files.Any(file => Declares(file, request.AllExtensionNumbersOfType)):
+                    response.AllExtensionNumbersResponse = new() { BaseTypeName = request.AllExtensionNumbersOfType };
+                    break;
+                case ServerReflectionRequest.MessageRequestOneofCase.None:
+                    throw new StatusException(Status.INVALID_ARGUMENT, "a reflection request asks for nothing");
+                default:
+                    response.ErrorResponse = new() { ErrorCode = (int)Status.NOT_FOUND, ErrorMessage = "not found" };
+                    break;
+            }
+            yield return response;
+        }
+    }
+
+    static bool Declares(FileDescriptor file, string symbol)
+    {
+        return file.Services.Any(service => service.FullName == symbol || service.Methods.Any(method => method.FullName == symbol))
+            || file.MessageTypes.Any(InMessage) || file.EnumTypes.Any(InEnum);
+
+        bool InMessage(MessageDescriptor message) => message.FullName == symbol
+            || symbol.StartsWith(message.FullName + ".", StringComparison.Ordinal)
+            && (message.Fields.InDeclarationOrder().Any(field => field.FullName == symbol) || message.Oneofs.Any(oneof => oneof.FullName == symbol)
+                || message.NestedTypes.Any(InMessage) || message.EnumTypes.Any(InEnum));
+
+        bool InEnum(EnumDescriptor type) => type.FullName == symbol || type.Values.Any(value => value.FullName == symbol);
+    }
+}
+
+/// <summary>Error codes of HTTP/2 (RFC 9113, section 7).</summary>
+static class Http2
+{
+    public const int NoError = 0, RefusedStream = 7, Cancel = 8, EnhanceYourCalm = 11, InadequateSecurity = 12;
+
+    static readonly string[] names =
+    [
+        "NO_ERROR", "PROTOCOL_ERROR", "INTERNAL_ERROR", "FLOW_CONTROL_ERROR", "SETTINGS_TIMEOUT", "STREAM_CLOSED", "FRAME_SIZE_ERROR",
+        "REFUSED_STREAM", "CANCEL", "COMPRESSION_ERROR", "CONNECT_ERROR", "ENHANCE_YOUR_CALM", "INADEQUATE_SECURITY", "HTTP_1_1_REQUIRED",
+    ];
+
+    public static string Name(uint code) => code < names.Length ? names[code] : $"error {code}";
+}
+
+static class Signals
+{
+    /// <summary>Calls <paramref name="action"/> with 130 on SIGINT and with 143 on SIGTERM, until disposed.</summary>
+    public static IDisposable On(Action<int> action)
+    {
+        var interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, signal => Handle(signal, 130));
+        var terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, signal => Handle(signal, 143));
+        return new CancellationTokenSource().Token.Register(() => { interrupt.Dispose(); terminate.Dispose(); });
+
+        void Handle(PosixSignalContext signal, int exitCode)
+        {
+            signal.Cancel = true;
+            action(exitCode);
+        }
+    }
+}
+
+/// <summary>The server's certificate, and whose clients it lets in.</summary>
+sealed class ServerTls
+{
+    readonly Lock reloading = new();
+    readonly string cert, key;
+    readonly X509Certificate2Collection? clientRoots;
+    SslStreamCertificateContext context = null!;
+    DateTime loaded;
+
+    ServerTls(string cert, string key, string? clientCa)
+    {
+        (this.cert, this.key) = (cert, key);
+        Reload();
+        clientRoots = clientCa is null ? null : Pem.Roots(clientCa);
+    }
+
+    /// <summary>Null where there is no certificate.</summary>
+    /// <exception cref="UsageException">A file is missing or does not hold what it should.</exception>
+    public static ServerTls? Load(string? cert, string? key, string? clientCa) =>
+        cert is null != key is null || cert is null && clientCa is not null ? throw new UsageException("--cert and --key go together, and --client-ca with them")
+        : cert is null ? null : new(cert, key!, clientCa);
+
+    /// <summary>The options for one more connection, with the files as they are now.</summary>
+    public SslServerAuthenticationOptions Options()
+    {
+        lock (reloading)
+            try
+            {
+                if (Changed() > loaded)
+                    Reload();
+            }
+            catch (UsageException e)
+            {
+                // A file caught half-written: the certificate in use stays, and the next connection looks again.
+                Program.Fail(0, $"keeping the old certificate: {e.Message}");
+            }
+        return new()
+        {
+            ServerCertificateContext = context,
+            ApplicationProtocols = [SslApplicationProtocol.Http2],
+            ClientCertificateRequired = clientRoots is not null,
+            CertificateChainPolicy = clientRoots is null ? null : Pem.Trust(clientRoots),
+        };
+    }
+
+    DateTime Changed() => new[] { File.GetLastWriteTimeUtc(cert), File.GetLastWriteTimeUtc(key) }.Max();
+
+    void Reload()
+    {
+        var changed = Changed();
+        context = Pem.Context(cert, key);
+        loaded = changed;
+    }
+}
+
+static class Pem
+{
+    /// <summary>A certificate with its key and the rest of its chain.</summary>
+    public static SslStreamCertificateContext Context(string cert, string key) => Read($"{cert} and {key}", () =>
+    {
+        var chain = new X509Certificate2Collection();
+        chain.ImportFromPemFile(cert);
+        using var leaf = X509Certificate2.CreateFromPemFile(cert, key);
+        // Windows cannot use a key that was only ever in memory; a round through PKCS#12 makes it one that it can.
+        return SslStreamCertificateContext.Create(X509CertificateLoader.LoadPkcs12(leaf.Export(X509ContentType.Pfx), null), chain, offline: true);
+    });
+
+    public static X509Certificate2Collection Roots(string file) => Read(file, () =>
+    {
+        var roots = new X509Certificate2Collection();
+        roots.ImportFromPemFile(file);
+        return roots.Count > 0 ? roots : throw new InvalidDataException("it holds no certificate");
+    });
+
+    public static X509ChainPolicy Trust(X509Certificate2Collection roots)
+    {
+        var policy = new X509ChainPolicy { TrustMode = X509ChainTrustMode.CustomRootTrust, RevocationMode = X509RevocationMode.NoCheck };
+        policy.CustomTrustStore.AddRange(roots);
+        return policy;
+    }
+
+    static T Read<T>(string what, Func<T> read)
+    {
+        try
+        {
+            return read();
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException or System.Security.Cryptography.CryptographicException or InvalidDataException)
+        {
+            throw new UsageException($"cannot use {what}: {e.Message}");
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// The client's side
+// ---------------------------------------------------------------------------------------------
+
+/// <summary>One call: stdin's messages go out while the answers come in and go to stdout.</summary>
+sealed class Client(Endpoint endpoint, string method, (string Name, string Value)[] metadata, ClientTls tls)
+{
+    // Found by TCP, not by HTTP/2 pings: gRPC servers cut a client off that pings an idle stream more often than
+    // every five minutes (grpc/doc/keepalive.md), and a vanished peer is to be found within one.
+    const int KeepAliveSeconds = 20, KeepAliveInterval = 5, KeepAliveProbes = 4;
+    static readonly TimeSpan PingDelay = TimeSpan.FromMinutes(6), PingTimeout = TimeSpan.FromSeconds(20);
+
+    // Large enough that a firehose of answers never waits for a window update on a fast network.
+    const int StreamWindow = 1024 * 1024;
+
+    static readonly TimeSpan FirstBackoff = TimeSpan.FromSeconds(0.1), LastBackoff = TimeSpan.FromSeconds(5);
+
+    readonly CancellationTokenSource stop = new();
+    FrameGate? gate;
+    Exception? inputProblem, outputProblem;
+    bool hasSent;
+
+    /// <summary>How long the call may take; sent as grpc-timeout and enforced here as well.</summary>
+    public TimeSpan? Deadline { get; init; }
+
+    /// <summary>Whether a connection that fails is tried again until the deadline.</summary>
+    public bool WaitForReady { get; init; }
+
+    /// <summary>Whether a server in this process answers when nobody else does.</summary>
+    public bool MayServeItself { get; init; }
+
+    /// <summary>Makes the call and gives the exit code, having told on stderr what went wrong.</summary>
+    public async Task<int> RunAsync<TRequest, TResponse>(Reader<TRequest> input, MessageParser<TResponse> parser, Action<TResponse, Outbox> line)
+        where TRequest : IMessage<TRequest> where TResponse : IMessage<TResponse>
+    {
+        var signalled = new TaskCompletionSource<int>(TaskCreationOptions.RunContinuationsAsynchronously);
+        using var signals = Signals.On(exitCode =>
+        {
+            signalled.TrySetResult(exitCode);
+            stop.Cancel();
+        });
+        if (Deadline is { } deadline)
+            stop.CancelAfter(deadline);
+        // stdin and stdout may block a thread each, and the call needs some besides.
+        ThreadPool.SetMinThreads(4, 1);
+        var call = CallAsync(input, parser, line);
+        await Task.WhenAny(call, signalled.Task);
+        if (!signalled.Task.IsCompleted)
+        {
+            var (status, message) = await call;
+            return outputProblem is { } problem ? (IsReaderGone(problem) ? 0 : Program.Fail(1, $"stdout: {problem.Message}"))
+                : status != Status.OK ? Program.Fail(64 + (int)status, $"{status}: {message}")
+                : inputProblem is not null ? Program.Fail(1, inputProblem.Message)
+                : 0;
+        }
+        // The reset gets a moment to leave, but a stdout that nobody reads must not hold up the end.
+        await Task.WhenAny(call, Task.Delay(500));
+        return await signalled.Task;
+    }
+
+    async Task<(Status, string)> CallAsync<TRequest, TResponse>(Reader<TRequest> input, MessageParser<TResponse> parser, Action<TResponse, Outbox> line)
+        where TRequest : IMessage<TRequest> where TResponse : IMessage<TResponse>
+    {
+        try
+        {
+            using var handler = NewHandler(endpoint);
+            using var invoker = new HttpMessageInvoker(handler);
+            using var response = await SendAsync(invoker, body => SendRequestsAsync(input, body));
+            var headers = response.Headers;
+            var contentType = response.Content.Headers.TryGetValues("content-type", out var values) ? values.First() : "none";
+            var isGrpc = contentType.StartsWith("application/grpc", StringComparison.Ordinal);
+            if (response.StatusCode != HttpStatusCode.OK && !headers.Contains("grpc-status"))
+                return (OfHttp((int)response.StatusCode), $"HTTP status {(int)response.StatusCode} from {endpoint}, content type {contentType}");
+            if (!isGrpc)
+                return (Status.UNKNOWN, $"the answer of {endpoint} is not gRPC: its content type is {contentType}");
+
+            var body = await response.Content.ReadAsStreamAsync(stop.Token);
+            async ValueTask<int> ReadAsync(Memory<byte> into, CancellationToken cancel)
+            {
+                var count = await body.ReadAsync(into, cancel);
+                gate?.Took(count);
+                return count;
+            }
+            var answers = new MessageReader<TResponse>(ReadAsync, parser, One(headers, "grpc-encoding"), oneOfMany: false, stop.Token);
+            using var stdout = OpenStdout();
+            await Pump.RunAsync(answers, line, bytes => Print(stdout, bytes), stop.Token);
+
+            // Trailers-Only came as headers, and only then is the status there.
+            var trailers = response.TrailingHeaders.Any() ? response.TrailingHeaders : headers;
+            return One(trailers, "grpc-status") is not { } code
+                    ? ReferenceEquals(trailers, headers) ? (Status.INTERNAL, "the server ended the stream without trailers") : (Status.UNKNOWN, "the trailers hold no grpc-status")
+                : Enum.TryParse<Status>(code, out var status) && Enum.IsDefined(status) && char.IsAsciiDigit(code[0]) ? (status, Metadata.Decode(One(trailers, "grpc-message") ?? ""))
+                : (Status.UNKNOWN, $"the server sent grpc-status {code}");
+        }
+        catch (Exception e) when (e is StatusException or HttpRequestException or IOException or OperationCanceledException or AuthenticationException)
+        {
+            return OfException(e);
+        }
+    }
+
+    async Task SendRequestsAsync<TRequest>(Reader<TRequest> input, Stream body) where TRequest : IMessage<TRequest>
+    {
+        try
+        {
+            await Pump.RunAsync(input, Message.Append, async bytes =>
+            {
+                hasSent |= bytes.Length > 0;
+                await body.WriteAsync(bytes, stop.Token);
+                await body.FlushAsync(stop.Token);
+            }, stop.Token);
+        }
+        catch (InputException e)
+        {
+            // What came before has been sent; its answers are worth having, so the stream ends as at the end of input.
+            inputProblem = e;
+        }
+    }
+
+    // Sends the headers and starts the body; comes back with the server's headers.
+    async Task<HttpResponseMessage> SendAsync(HttpMessageInvoker invoker, Func<Stream, Task> body)
+    {
+        for (var backoff = FirstBackoff; ; backoff = backoff * 2 < LastBackoff ? backoff * 2 : LastBackoff)
+        {
+            using var request = new HttpRequestMessage(HttpMethod.Post, new Uri(endpoint.Url, method))
+            {
+                Version = HttpVersion.Version20,
+                VersionPolicy = HttpVersionPolicy.RequestVersionExact,
+                Content = new RequestBody(body),
+            };
+            request.Content.Headers.TryAddWithoutValidation("content-type", "application/grpc");
+            request.Headers.TryAddWithoutValidation("te", "trailers");
+            request.Headers.TryAddWithoutValidation("user-agent", $"streamer/{Program.Version}");
+            request.Headers.TryAddWithoutValidation("grpc-accept-encoding", "identity,gzip");
+            if (Deadline is { } deadline)
+                request.Headers.TryAddWithoutValidation("grpc-timeout", Metadata.FormatTimeout(deadline));
+            foreach (var (name, value) in metadata)
+                request.Headers.TryAddWithoutValidation(name, value);
+            try
+            {
+                return await invoker.SendAsync(request, stop.Token);
+            }
+            catch (HttpRequestException e) when (WaitForReady && !hasSent && tls.Problem is null
+                && e.HttpRequestError is HttpRequestError.ConnectionError or HttpRequestError.NameResolutionError or HttpRequestError.SecureConnectionError)
+            {
+                await Task.Delay(backoff * (0.8 + 0.4 * Random.Shared.NextDouble()), stop.Token);
+            }
+        }
+    }
+
+    SocketsHttpHandler NewHandler(Endpoint at) => new()
+    {
+        UseProxy = false,
+        UseCookies = false,
+        AllowAutoRedirect = false,
+        ActivityHeadersPropagator = null,
+        InitialHttp2StreamWindowSize = StreamWindow,
+        KeepAlivePingDelay = PingDelay,
+        KeepAlivePingTimeout = PingTimeout,
+        SslOptions = tls.Options(),
+        ConnectCallback = ConnectAsync,
+        PlaintextStreamFilter = (context, _) => new(gate = new FrameGate(context.PlaintextStream)),
+    };
+
+    async ValueTask<Stream> ConnectAsync(SocketsHttpConnectionContext context, CancellationToken cancel)
+    {
+        try
+        {
+            return endpoint.UnixPath is { } path ? await DialAsync(new UnixDomainSocketEndPoint(path), cancel) : await DialAsync(context.DnsEndPoint, cancel);
+        }
+        catch (SocketException e) when (MayServeItself && !WaitForReady && e.SocketErrorCode == SocketError.ConnectionRefused)
+        {
+            Console.Error.WriteLine($"streamer: nothing listens at {endpoint}: this call is served by this very process");
+            var server = new Server();
+            await server.StartAsync([Endpoint.Parse("http://127.0.0.1:0")], null);
+            return await DialAsync(new IPEndPoint(IPAddress.Loopback, server.Endpoints[0].Url.Port), cancel);
+        }
+    }
+
+    static async Task<Stream> DialAsync(EndPoint to, CancellationToken cancel)
+    {
+        var socket = to is UnixDomainSocketEndPoint ? new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) : new Socket(SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
+        try
+        {
+            if (to is not UnixDomainSocketEndPoint)
+            {
+                socket.SetSocketOption(SocketOptionLevel.Socket, SocketOptionName.KeepAlive, true);
+                socket.SetSocketOption(SocketOptionLevel.Tcp, SocketOptionName.TcpKeepAliveTime, KeepAliveSeconds);
+                socket.SetSocketOption(SocketOptionLevel.Tcp, SocketOptionName.TcpKeepAliveInterval, KeepAliveInterval);
+                socket.SetSocketOption(SocketOptionLevel.Tcp, SocketOptionName.TcpKeepAliveRetryCount, KeepAliveProbes);
+            }
+            await socket.ConnectAsync(to, cancel);
+            return new NetworkStream(socket, ownsSocket: true);
+        }
+        catch
+        {
+            socket.Dispose();
+            throw;
+        }
+    }
+
+    static string? One(HttpHeaders headers, string name) => headers.TryGetValues(name, out var values) ? values.First() : null;
+
+    ValueTask Print(Stream stdout, ReadOnlyMemory<byte> lines)
+    {
+        try
+        {
+            stdout.Write(lines.Span);
+        }
+        catch (IOException e)
+        {
+            outputProblem = e;
+            throw new OperationCanceledException("stdout", e);
+        }
+        return default;
+    }
+
+    // Console's stream hides it when a pipe's reader is gone. A FileStream tells, but keeps a position of its own
+    // in a file that other processes may be writing to as well, so it is for pipes only.
+    static Stream OpenStdout()
+    {
+        if (Console.IsOutputRedirected)
+        {
+            var handle = new SafeFileHandle(OperatingSystem.IsWindows() ? GetStdHandle(-11) : 1, ownsHandle: false);
+            var stream = new FileStream(handle, FileAccess.Write, bufferSize: 0);
+            if (!stream.CanSeek)
+                return stream;
+        }
+        return Console.OpenStandardOutput();
+    }
+
+    [DllImport("kernel32.dll")]
+    static extern nint GetStdHandle(int which);
+
+    // EPIPE, ERROR_BROKEN_PIPE and ERROR_NO_DATA.
+    static bool IsReaderGone(Exception e) => e.HResult is 32 or unchecked((int)0x8007006D) or unchecked((int)0x800700E8);
+
+    /// <summary>The status for an HTTP status without one (grpc/doc/http-grpc-status-mapping.md).</summary>
+    static Status OfHttp(int status) => status switch
+    {
+        400 => Status.INTERNAL,
+        401 => Status.UNAUTHENTICATED,
+        403 => Status.PERMISSION_DENIED,
+        404 => Status.UNIMPLEMENTED,
+        429 or 502 or 503 or 504 => Status.UNAVAILABLE,
+        _ => Status.UNKNOWN,
+    };
+
+    /// <summary>The status for a RST_STREAM (PROTOCOL-HTTP2, "Errors").</summary>
+    static Status OfReset(uint code) => code switch
+    {
+        Http2.RefusedStream => Status.UNAVAILABLE,
+        Http2.Cancel => Status.CANCELLED,
+        Http2.EnhanceYourCalm => Status.RESOURCE_EXHAUSTED,
+        Http2.InadequateSecurity => Status.PERMISSION_DENIED,
+        _ => Status.INTERNAL,
+    };
+
+    (Status, string) OfException(Exception e) => e switch
+    {
+        StatusException { Status: var status } => (status, e.Message),
+        OperationCanceledException => (Status.DEADLINE_EXCEEDED, "the deadline has passed"),
+        _ when gate?.Reset is { } code => (OfReset(code), $"the server reset the stream: {Http2.Name(code)}"),
+        _ when gate?.GoAway is { } reason => (Status.UNAVAILABLE, $"the server closed the connection: {reason}"),
+        _ when gate is { SpeaksHttp1: true } => (Status.UNAVAILABLE, $"{endpoint} speaks HTTP/1.1, not HTTP/2"),
+        _ when tls.Problem is { } problem => (Status.UNAVAILABLE, problem),
+        _ when tls.WasAskedForCertificate && gate is not { HasReceived: true } => (Status.UNAUTHENTICATED, $"{endpoint} wants a client certificate (--cert, --key) that it trusts"),
+        _ when Inner<SocketException>(e) is { } socket && gate is null => (Status.UNAVAILABLE, socket.SocketErrorCode switch
+        {
+            SocketError.ConnectionRefused => $"nothing listens at {endpoint}",
+            SocketError.HostNotFound or SocketError.NoData or SocketError.TryAgain => $"there is no host {endpoint.Url.Host}",
+            _ => $"cannot connect to {endpoint}: {socket.Message}",
+        }),
+        HttpRequestException { HttpRequestError: HttpRequestError.VersionNegotiationError } => (Status.UNAVAILABLE, $"{endpoint} does not speak HTTP/2"),
+        HttpRequestException { HttpRequestError: HttpRequestError.SecureConnectionError } => (Status.UNAVAILABLE, $"no TLS with {endpoint}: {(e.InnerException ?? e).Message}"),
+        _ when Inner<HttpProtocolException>(e) is { } protocol => (Status.INTERNAL, $"{endpoint} broke the HTTP/2 protocol: {protocol.Message}"),
+        _ => (Status.UNAVAILABLE, $"the connection to {endpoint} was lost"),
+    };
+
+    static T? Inner<T>(Exception? e) where T : Exception => e is null or T ? (T?)e : Inner<T>(e.InnerException);
+
+    sealed class RequestBody(Func<Stream, Task> write) : HttpContent
+    {
+        protected override Task SerializeToStreamAsync(Stream stream, TransportContext? context) => write(stream);
+
+        protected override bool TryComputeLength(out long length)
+        {
+            length = -1;
+            return false;
+        }
+    }
+}
+
+/// <summary>
+/// Between SocketsHttpHandler and its connection. The handler drops the answers that it holds when a stream dies, but
+/// what was received must not be lost: so it learns of a reset or of the connection's end only after the call has
+/// taken all the bytes that came before.
+/// </summary>
+sealed class FrameGate(Stream inner) : Stream
+{
+    const int FrameHeader = 9, Data = 0, RstStream = 3, GoAwayFrame = 7, Padded = 8;
+
+    readonly byte[] buffer = new byte[64 * 1024];
+    readonly SemaphoreSlim took = new(0);
+    long passed, taken;
+
+    // What may pass is from start to open; from there to end it has not been looked at yet.
+    int start, open, end, frameLeft;
+
+    /// <summary>The error code of a RST_STREAM frame, where one came.</summary>
+    public uint? Reset { get; private set; }
+
+    /// <summary>What a GOAWAY frame with an error says, where one came.</summary>
+    public string? GoAway { get; private set; }
+
+    /// <summary>Whether the peer answered in HTTP/1.1.</summary>
+    public bool SpeaksHttp1 { get; private set; }
+
+    /// <summary>Whether the peer has sent anything.</summary>
+    public bool HasReceived { get; private set; }
+
+    /// <summary>The call has taken this many bytes of the response's body.</summary>
+    public void Took(int count)
+    {
+        Interlocked.Add(ref taken, count);
+        if (took.CurrentCount == 0)
+            took.Release();
+    }
+
+    public override async ValueTask<int> ReadAsync(Memory<byte> into, CancellationToken cancel = default)
+    {
+        while (!TryOpen(out var mustWait))
+            if (mustWait)
+                await took.WaitAsync(cancel);
+            else if (!await FillAsync(cancel))
+                return 0;
+        var count = Math.Min(into.Length, open - start);
+        buffer.AsSpan(start, count).CopyTo(into.Span);
+        start += count;
+        return count;
+    }
+
+    // Looks at the frames that have come and lets them pass, up to one that ends the stream or the connection.
+    bool TryOpen(out bool mustWait)
+    {
+        mustWait = false;
+        while (open < end)
+        {
+            if (frameLeft == 0)
+            {
+                var frame = buffer.AsSpan(open, end - open);
+                if (frame.StartsWith("HTTP/"u8))
+                    SpeaksHttp1 = true;
+                if (frame.Length < FrameHeader + 1 && (frame.Length < FrameHeader || frame[2] > 0))
+                    break;
+                var length = frame[0] << 16 | frame[1] << 8 | frame[2];
+                if (frame[3] is RstStream or GoAwayFrame)
+                {
+                    if (frame.Length < Math.Min(FrameHeader + length, buffer.Length))
+                        break;
+                    if (mustWait = Interlocked.Read(ref taken) < passed)
+                        break;
+                    Note(frame[3], frame[FrameHeader..]);
+                }
+                else if (frame[3] == Data)
+                    passed += length - ((frame[4] & Padded) != 0 ? 1 + frame[FrameHeader] : 0);
+                frameLeft = FrameHeader + length;
+            }
+            var now = Math.Min(frameLeft, end - open);
+            (open, frameLeft) = (open + now, frameLeft - now);
+        }
+        return open > start;
+    }
+
+    void Note(int type, ReadOnlySpan<byte> payload)
+    {
+        if (type == RstStream && payload.Length >= 4)
+            Reset = BinaryPrimitives.ReadUInt32BigEndian(payload);
+        else if (type == GoAwayFrame && payload.Length >= 8 && BinaryPrimitives.ReadUInt32BigEndian(payload[4..]) is not Http2.NoError and var code)
+            GoAway = $"{Http2.Name(code)} {Text.Excerpt(payload[8..])}".TrimEnd();
+    }
+
+    async Task<bool> FillAsync(CancellationToken cancel)
+    {
+        buffer.AsSpan(start, end - start).CopyTo(buffer);
+        (start, open, end) = (0, open - start, end - start);
+        var count = 0;
+        IOException? lost = null;
+        try
+        {
+            count = await inner.ReadAsync(buffer.AsMemory(end), cancel);
+        }
+        catch (IOException e)
+        {
+            lost = e;
+        }
+        end += count;
+        HasReceived |= count > 0;
+        while (count == 0 && Interlocked.Read(ref taken) < passed)
+            await took.WaitAsync(cancel);
+        return lost is null ? count > 0 : throw lost;
+    }
+
+    public override Task<int> ReadAsync(byte[] into, int offset, int count, CancellationToken cancel) => ReadAsync(into.AsMemory(offset, count), cancel).AsTask();
+    public override ValueTask WriteAsync(ReadOnlyMemory<byte> bytes, CancellationToken cancel = default) => inner.WriteAsync(bytes, cancel);
+    public override Task WriteAsync(byte[] bytes, int offset, int count, CancellationToken cancel) => inner.WriteAsync(bytes, offset, count, cancel);
+    public override Task FlushAsync(CancellationToken cancel) => inner.FlushAsync(cancel);
+    protected override void Dispose(bool disposing) => inner.Dispose();
+    public override bool CanRead => true;
+    public override bool CanWrite => true;
+    public override bool CanSeek => false;
+    public override long Length => throw new NotSupportedException();
+    public override long Position { get => throw new NotSupportedException(); set => throw new NotSupportedException(); }
+    public override int Read(byte[] into, int offset, int count) => throw new NotSupportedException();
+    public override void Write(byte[] bytes, int offset, int count) => throw new NotSupportedException();
+    public override void Flush() { }
+    public override long Seek(long offset, SeekOrigin origin) => throw new NotSupportedException();
+    public override void SetLength(long value) => throw new NotSupportedException();
+}
+
+/// <summary>Whom the client trusts, and what it shows of itself.</summary>
+sealed class ClientTls
+{
+    X509Certificate2Collection? roots;
+    SslStreamCertificateContext? own;
+    bool insecure;
+
+    /// <summary>Why the server's certificate was refused.</summary>
+    public string? Problem { get; private set; }
+
+    /// <summary>Whether the server asked for a certificate.</summary>
+    public bool WasAskedForCertificate { get; private set; }
+
+    /// <exception cref="UsageException">A file is missing or does not hold what it should.</exception>
+    public static ClientTls Load(string? caCert, string? cert, string? key, bool insecure) => cert is null != key is null
+        ? throw new UsageException("--cert and --key go together")
+        : new()
+        {
+            roots = caCert is null ? null : Pem.Roots(caCert),
+            own = cert is null ? null : Pem.Context(cert, key!),
+            insecure = insecure,
+        };
+
+    public SslClientAuthenticationOptions Options() => new()
+    {
+        ApplicationProtocols = [SslApplicationProtocol.Http2],
+        CertificateChainPolicy = roots is null ? null : Pem.Trust(roots),
+        ClientCertificateContext = own,
+        RemoteCertificateValidationCallback = Accepts,
+        LocalCertificateSelectionCallback = own is not null ? null : (_, _, _, remote, _) =>
+        {
+            WasAskedForCertificate |= remote is not null;
+            return null!;
+        },
+    };
+
+    bool Accepts(object sender, X509Certificate? certificate, X509Chain? chain, SslPolicyErrors errors)
+    {
+        var flags = chain?.ChainStatus.Aggregate(X509ChainStatusFlags.NoError, (all, one) => all | one.Status) ?? X509ChainStatusFlags.NoError;
+        var reason = errors == SslPolicyErrors.None ? null
+            : errors.HasFlag(SslPolicyErrors.RemoteCertificateNotAvailable) ? "it has none"
+            : errors.HasFlag(SslPolicyErrors.RemoteCertificateNameMismatch) ? $"it is not for {((SslStream)sender).TargetHostName}"
+            : flags.HasFlag(X509ChainStatusFlags.NotTimeValid) ? $"it, or one that vouches for it, has expired or is not valid yet (it is valid until {((X509Certificate2)certificate!).NotAfter:yyyy-MM-dd})"
+            : flags.HasFlag(X509ChainStatusFlags.UntrustedRoot) || flags.HasFlag(X509ChainStatusFlags.PartialChain) ? "no trusted root vouches for it (see --cacert)"
+            : flags.ToString();
+        if (reason is not null && insecure)
+            Console.Error.WriteLine($"streamer: warning: the server's certificate is not verified: {reason}");
+        else if (reason is not null)
+            Problem = $"the server's certificate is refused: {reason}";
+        return Problem is null;
+    }
+}
