@@ -1,0 +1,175 @@
+using System.Diagnostics;
+using System.Reflection;
+using System.Runtime.InteropServices;
+using System.Text;
+
+namespace Streamer.Tests;
+
+/// <summary>Starts the real tool as a process. STREAMER_TOOL names another build of it, a native one for example.</summary>
+static class Tool
+{
+    /// <summary>No test waits longer for anything; it is there against hanging, not to measure.</summary>
+    public static readonly TimeSpan Patience = TimeSpan.FromSeconds(120);
+
+    /// <summary>The folder of this project, with the snapshots and the peers' scripts.</summary>
+    public static readonly string Folder = About("Folder");
+
+    static string About(string key) => typeof(Tool).Assembly.GetCustomAttributes<AssemblyMetadataAttribute>().Single(about => about.Key == key).Value!;
+
+    /// <summary>How to start the tool: a file name, and arguments that come before the tool's own.</summary>
+    public static (string File, string[] Arguments) Command =>
+        Environment.GetEnvironmentVariable("STREAMER_TOOL") is { Length: > 0 } tool ? (tool, []) : ("dotnet", [Path.GetFullPath(About("Tool"))]);
+
+    /// <summary>Runs the tool with all of its input at hand, and waits for its end.</summary>
+    public static Task<Result> RunAsync(string input, params string[] arguments) => RunAsync(Encoding.UTF8.GetBytes(input), arguments);
+
+    /// <inheritdoc cref="RunAsync(string, string[])"/>
+    public static async Task<Result> RunAsync(byte[] input, params string[] arguments)
+    {
+        await using var tool = Running.Start(arguments);
+        var feeding = tool.FeedAsync(input);
+        var result = await tool.EndAsync();
+        await feeding;
+        return result;
+    }
+}
+
+/// <summary>What a process left behind.</summary>
+record Result(int ExitCode, string Output, string Error)
+{
+    /// <summary>The form that snapshots keep.</summary>
+    public override string ToString() => $"exit code: {ExitCode}\n--- stdout\n{Output}--- stderr\n{Error}";
+}
+
+/// <summary>A running process of the tool, or of a peer.</summary>
+sealed class Running : IAsyncDisposable
+{
+    readonly Process process;
+    readonly Task<string> error;
+
+    Running(ProcessStartInfo start)
+    {
+        process = Process.Start(start)!;
+        error = process.StandardError.ReadToEndAsync();
+    }
+
+    /// <summary>Starts the tool.</summary>
+    public static Running Start(params string[] arguments) => StartWith([], arguments);
+
+    /// <summary>Starts the tool with some environment variables set (null unsets one).</summary>
+    public static Running StartWith((string Name, string? Value)[] environment, params string[] arguments)
+    {
+        var (file, first) = Tool.Command;
+        return StartProcess(file, [.. first, .. arguments], environment);
+    }
+
+    /// <summary>Starts any program.</summary>
+    public static Running StartProcess(string file, string[] arguments, params (string Name, string? Value)[] environment)
+    {
+        var start = new ProcessStartInfo(file, arguments)
+        {
+            RedirectStandardInput = true,
+            RedirectStandardOutput = true,
+            RedirectStandardError = true,
+            StandardInputEncoding = new UTF8Encoding(false),
+            StandardOutputEncoding = new UTF8Encoding(false),
+            StandardErrorEncoding = new UTF8Encoding(false),
+        };
+        start.Environment.Remove("STREAMER_ADDRESS");
+        foreach (var (name, value) in environment)
+            start.Environment[name] = value;
+        return new(start);
+    }
+
+    public int Id => process.Id;
+    public StreamWriter Input => process.StandardInput;
+    public StreamReader Output => process.StandardOutput;
+    public bool HasExited => process.HasExited;
+
+    /// <summary>The process's memory in use, in bytes.</summary>
+    public long Memory
+    {
+        get
+        {
+            process.Refresh();
+            return process.WorkingSet64;
+        }
+    }
+
+    /// <summary>Writes a line and flushes it.</summary>
+    public async Task WriteLineAsync(string line)
+    {
+        await Input.WriteAsync(line + "\n");
+        await Input.FlushAsync();
+    }
+
+    /// <summary>The next line of stdout; null at its end.</summary>
+    public Task<string?> ReadLineAsync() => Output.ReadLineAsync().WaitAsync(Tool.Patience);
+
+    /// <summary>Writes all of the input and closes it; a process that ends before it has read all is fine.</summary>
+    public async Task FeedAsync(byte[] input)
+    {
+        try
+        {
+            await Input.BaseStream.WriteAsync(input);
+            Input.Close();
+        }
+        catch (IOException)
+        {
+        }
+    }
+
+    /// <summary>Sends a signal by its name: INT, TERM, KILL, STOP, CONT.</summary>
+    public void Signal(string name) => Process.Start("kill", [$"-{name}", $"{process.Id}"]).WaitForExit();
+
+    /// <summary>Waits for the process to end and gives what was not read of its output yet.</summary>
+    public async Task<Result> EndAsync()
+    {
+        var output = await Output.ReadToEndAsync().WaitAsync(Tool.Patience);
+        await process.WaitForExitAsync().WaitAsync(Tool.Patience);
+        return new(process.ExitCode, output, await error.WaitAsync(Tool.Patience));
+    }
+
+    public async ValueTask DisposeAsync()
+    {
+        if (!process.HasExited)
+            process.Kill(entireProcessTree: true);
+        await process.WaitForExitAsync();
+        process.Dispose();
+    }
+}
+
+/// <summary>A running `streamer serve` on free ports.</summary>
+sealed class RunningServer : IAsyncDisposable
+{
+    RunningServer(Running process, string[] addresses) => (Process, Addresses) = (process, addresses);
+
+    public Running Process { get; }
+
+    /// <summary>The endpoints that it printed when it was ready.</summary>
+    public string[] Addresses { get; }
+
+    public string Address => Addresses[0];
+    public int Port => new Uri(Address).Port;
+
+    /// <summary>Serves at http://127.0.0.1:0.</summary>
+    public static Task<RunningServer> StartAsync() => StartAsync(1, "--listen", "http://127.0.0.1:0");
+
+    /// <summary>Serves with these arguments, and waits for as many lines as there are endpoints.</summary>
+    public static async Task<RunningServer> StartAsync(int endpoints, params string[] arguments)
+    {
+        var process = Running.Start(["serve", .. arguments]);
+        const string ready = "listening on ";
+        var addresses = new string[endpoints];
+        for (var i = 0; i < endpoints; i++)
+        {
+            var line = await process.ReadLineAsync();
+            if (line?.StartsWith(ready) != true)
+                throw new InvalidOperationException($"the server did not start: {line} {await process.EndAsync()}");
+            addresses[i] = line[ready.Length..];
+        }
+        return new(process, addresses);
+    }
+
+    public ValueTask DisposeAsync() => Process.DisposeAsync();
+}
