@@ -9,6 +9,7 @@ using System.Buffers.Binary;
 using System.Buffers.Text;
 using System.CommandLine;
 using System.CommandLine.Help;
+using System.CommandLine.Invocation;
 using System.Globalization;
 using System.IO.Compression;
 using System.Net;
@@ -47,29 +48,42 @@ namespace Streamer;
 
 static class Program
 {
+    public static readonly string Version = typeof(Program).Assembly.GetCustomAttribute<AssemblyInformationalVersionAttribute>()!.InformationalVersion;
+
     const string ExitCodes = """
-        Exit codes: 0 OK; 1 bad input; 2 bad command line; 64 + N when the call ended
-        with gRPC status N (78 is UNAVAILABLE); 130 / 143 after SIGINT / SIGTERM.
+        Exit codes: 0 OK; 1 bad input, or output that cannot be written; 2 bad command
+        line; 64 + N when the call ended with gRPC status N (78 is UNAVAILABLE);
+        130 / 143 after SIGINT / SIGTERM.
         """;
 
-    public static readonly string Version = typeof(Program).Assembly
-        .GetCustomAttribute<AssemblyInformationalVersionAttribute>()!.InformationalVersion.Split('+')[0];
+    sealed class Help : SynchronousCommandLineAction
+    {
+        readonly HelpAction usual = new() { MaxWidth = 80 };
+
+        public override int Invoke(ParseResult parsed)
+        {
+            var result = usual.Invoke(parsed);
+            parsed.InvocationConfiguration.Output.WriteLine(ExitCodes);
+            return result;
+        }
+    }
 
     static async Task<int> Main(string[] args)
     {
-        var root = new RootCommand($"gRPC bidirectional streaming from the command line.\n\n{ExitCodes}")
+        var root = new RootCommand("gRPC bidirectional streaming from the command line.")
         {
             ServeCommand(),
-            ClientCommand("max", "Streams integers from stdin; prints each new maximum that the server answers.",
+            ClientCommand("max", "Stream integers from stdin, print each new maximum that the server answers.",
                 "streaming.CalculatorService/FindMaximum",
-                call => call.RunAsync<FindMaximumRequest, FindMaximumResponse>(new NumberReader(ReadStdinAsync), Message.Append, Message.Decode, Lines.Append)),
-            ClientCommand("greet", "Streams names from stdin, one a line; prints each greeting that the server answers.",
+                client => client.RunAsync<FindMaximumRequest, FindMaximumResponse>(new NumberReader(ReadStdinAsync), Message.Append, Message.Decode, Lines.Append)),
+            ClientCommand("greet", "Stream names from stdin, one a line, print each greeting that comes back.",
                 "streaming.GreetService/GreetEveryone",
-                call => call.RunAsync<GreetEveryoneRequest, GreetEveryoneResponse>(new NameReader(ReadStdinAsync), Message.Append, Message.Decode(GreetEveryoneResponse.Parser), Lines.Append)),
+                client => client.RunAsync<GreetEveryoneRequest, GreetEveryoneResponse>(new NameReader(ReadStdinAsync), Message.Append, Message.Decode(GreetEveryoneResponse.Parser), Lines.Append)),
         };
+        root.Options.OfType<HelpOption>().Single().Action = new Help();
         var parsed = root.Parse(args);
-        if (parsed.Errors is [var error, ..] && parsed.Action is not HelpAction)
-            return Fail(2, $"{error.Message} (see {parsed.CommandResult.Command.Name} --help)");
+        if (parsed.Errors is [.., var error] && parsed.Action is not Help)
+            return Fail(2, $"{error.Message} Try --help.");
         try
         {
             // Signals are ours: System.CommandLine would end the process two seconds after one.
@@ -83,52 +97,57 @@ static class Program
 
     static Command ServeCommand()
     {
-        var listen = new Option<string[]>("--listen") { Description = "http://HOST:PORT, https://HOST:PORT or unix:/PATH; HOST is localhost, an IP address or * and port 0 picks a free one; may be repeated [default: http://localhost:50051]", HelpName = "URL" };
-        var cert = new Option<string>("--cert") { Description = "PEM file with the certificate and its chain, for https; a file that is replaced is used for new connections", HelpName = "FILE" };
-        var key = new Option<string>("--key") { Description = "PEM file with the certificate's private key", HelpName = "FILE" };
-        var clientCa = new Option<string>("--client-ca") { Description = "PEM file with the roots that clients' certificates must come from (mutual TLS)", HelpName = "FILE" };
-        var drain = new Option<double>("--drain") { Description = "how long running streams may go on after SIGINT or SIGTERM; a second signal ends at once", HelpName = "SECONDS", DefaultValueFactory = _ => 30 };
-        var command = new Command("serve", $"Serves both RPCs, health checking and reflection over gRPC.\n\n{ExitCodes}") { listen, cert, key, clientCa, drain };
+        var listen = Option<string[]>("--listen", "URL", "http://HOST:PORT, https://HOST:PORT or unix:/PATH, where HOST is localhost, an IP address or * and port 0 a free one; repeatable [default: http://localhost:50051]");
+        var cert = Option<string>("--cert", "FILE", "PEM file with the certificate and its chain; a new one there is used for new connections");
+        var key = Option<string>("--key", "FILE", "PEM file with the certificate's private key");
+        var clientCa = Option<string>("--client-ca", "FILE", "PEM file with roots that must vouch for clients");
+        var drain = Option<string>("--drain", "SECONDS", "how long running streams may go on after SIGINT or SIGTERM; a second signal ends at once [default: 30]");
+        var command = new Command("serve", "Serve both RPCs, health checking and reflection over gRPC.") { listen, cert, key, clientCa, drain };
         command.SetAction(async (parsed, _) =>
         {
+            var patience = Seconds("--drain", parsed.GetValue(drain) ?? "30");
             var urls = parsed.GetValue(listen) is { Length: > 0 } given ? given : [Endpoint.Default];
-            var seconds = parsed.GetValue(drain);
-            if (!(seconds is >= 0 and <= 1_000_000))
-                throw new UsageException("--drain takes seconds from 0 to 1000000");
             var tls = ServerTls.Load(parsed.GetValue(cert), parsed.GetValue(key), parsed.GetValue(clientCa));
-            return await Server.RunAsync(Array.ConvertAll(urls, Endpoint.Parse), tls, TimeSpan.FromSeconds(seconds));
+            return await Server.RunAsync(Array.ConvertAll(urls, Endpoint.Parse), tls, patience);
         });
         return command;
     }
 
     static Command ClientCommand(string name, string description, string rpc, Func<Client, Task<int>> run)
     {
-        var address = new Option<string>("--address") { Description = $"the server: http://HOST:PORT, https://HOST:PORT or unix:/PATH [default: $STREAMER_ADDRESS, else {Endpoint.Default}, else a server of its own]", HelpName = "URL" };
-        var method = new Option<string>("--method") { Description = "the method to call", HelpName = "SERVICE/METHOD", DefaultValueFactory = _ => rpc };
-        var deadline = new Option<double?>("--deadline") { Description = "how long the call may take", HelpName = "SECONDS" };
-        var wait = new Option<bool>("--wait-for-ready") { Description = "retry the connection until the deadline" };
-        var header = new Option<string[]>("-H") { Description = "metadata to send, base64 where the name ends in -bin; may be repeated", HelpName = "'name: value'" };
-        var caCert = new Option<string>("--cacert") { Description = "PEM file with the roots to trust instead of the system's", HelpName = "FILE" };
-        var cert = new Option<string>("--cert") { Description = "PEM file with a client certificate and its chain", HelpName = "FILE" };
-        var key = new Option<string>("--key") { Description = "PEM file with its private key", HelpName = "FILE" };
-        var insecure = new Option<bool>("--insecure") { Description = "do not verify the server's certificate" };
-        var command = new Command(name, $"{description}\n\n{ExitCodes}") { address, method, deadline, wait, header, caCert, cert, key, insecure };
+        var address = Option<string>("--address", "URL", "whom to call [default: $STREAMER_ADDRESS, else http://localhost:50051, else a server in this process]");
+        var method = Option<string>("--method", "NAME", $"[default: {rpc}]");
+        var deadline = Option<string>("--deadline", "SECONDS", "how long the call may take");
+        var wait = Option<bool>("--wait-for-ready", null, "retry the connection until the deadline");
+        var header = Option<string[]>("-H", "name: value", "metadata; base64 for names in -bin; repeatable");
+        var caCert = Option<string>("--cacert", "FILE", "PEM file with roots to trust, not the system's");
+        var cert = Option<string>("--cert", "FILE", "PEM file with a client certificate and chain");
+        var key = Option<string>("--key", "FILE", "PEM file with its private key");
+        var insecure = Option<bool>("--insecure", null, "do not verify the server's certificate");
+        var command = new Command(name, description) { address, method, deadline, wait, header, caCert, cert, key, insecure };
         command.SetAction((parsed, _) =>
         {
             var asked = parsed.GetValue(address) ?? Environment.GetEnvironmentVariable("STREAMER_ADDRESS");
-            return run(new Client(
+            return run(new(
                 Endpoint.Parse(string.IsNullOrEmpty(asked) ? Endpoint.Default : asked),
-                parsed.GetValue(method)!,
+                Metadata.ParseMethod(parsed.GetValue(method) ?? rpc),
                 Metadata.Parse(parsed.GetValue(header) ?? []),
                 ClientTls.Load(parsed.GetValue(caCert), parsed.GetValue(cert), parsed.GetValue(key), parsed.GetValue(insecure)))
             {
-                Deadline = Metadata.ParseDeadline(parsed.GetValue(deadline)),
+                Deadline = parsed.GetValue(deadline) is { } text ? Seconds("--deadline", text) : null,
                 WaitForReady = parsed.GetValue(wait),
                 MayServeItself = string.IsNullOrEmpty(asked),
             });
         });
         return command;
     }
+
+    static Option<T> Option<T>(string name, string? value, string description) => new(name) { HelpName = value, Description = description };
+
+    // At most 46 days, which every timer can tell.
+    static TimeSpan Seconds(string option, string text) =>
+        double.TryParse(text, NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture, out var seconds) && seconds is >= 0 and <= 4_000_000
+            ? TimeSpan.FromSeconds(seconds) : throw new UsageException($"{option} takes seconds from 0 to 4000000, not \"{text}\"");
 
     static readonly Lazy<Stream> stdin = new(Console.OpenStandardInput);
 
@@ -726,14 +745,10 @@ static class Metadata
     // The longest that CancellationTokenSource.CancelAfter takes is a little under 50 days.
     static readonly TimeSpan MaxTimer = TimeSpan.FromMilliseconds(uint.MaxValue - 1);
 
-    /// <summary>--deadline's seconds.</summary>
-    /// <exception cref="UsageException">They are not more than 0 and at most 49 days.</exception>
-    public static TimeSpan? ParseDeadline(double? seconds) => seconds switch
-    {
-        null => null,
-        > 0 and <= 4_000_000 => TimeSpan.FromSeconds(seconds.Value),
-        _ => throw new UsageException("--deadline takes seconds, more than 0 and at most 4000000"),
-    };
+    /// <summary>--method's SERVICE/METHOD, as a path.</summary>
+    /// <exception cref="UsageException">It is not two names with a slash between them.</exception>
+    public static string ParseMethod(string text) => text.TrimStart('/').Split('/') is [{ Length: > 0 }, { Length: > 0 }] && text.All(c => c is > ' ' and <= '~' and not ('?' or '#' or '%' or '\\'))
+        ? $"/{text.TrimStart('/')}" : throw new UsageException($"--method takes SERVICE/METHOD, not \"{text}\"");
 
     /// <summary>-H's "name: value", checked as PROTOCOL-HTTP2 defines Custom-Metadata.</summary>
     /// <exception cref="UsageException">A name is invalid or gRPC's own, or a value is not ASCII or not base64.</exception>
