@@ -686,7 +686,7 @@ sealed class MessageReader<T>(ReadBytes body, Decode<T> decode, string? encoding
             count++;
             rest = rest[(Message.PrefixSize + (int)length)..];
             if (flag != 0)
-                return; // A batch of small messages must not become one of large ones.
+                return; // Or a batch of small messages might become one of large ones.
         }
         if (Ended && count == 0 && rest.Length > 0)
             throw new StatusException(Status.INTERNAL, "the stream ended inside a message");
@@ -1333,7 +1333,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
     {
         try
         {
-            using var handler = NewHandler(endpoint);
+            using var handler = NewHandler();
             using var invoker = new HttpMessageInvoker(handler);
             using var response = await SendAsync(invoker, body => SendRequestsAsync(input, append, body));
             var headers = response.Headers;
@@ -1417,7 +1417,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
         }
     }
 
-    SocketsHttpHandler NewHandler(Endpoint at) => new()
+    SocketsHttpHandler NewHandler() => new()
     {
         UseProxy = false,
         UseCookies = false,
@@ -1528,7 +1528,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
     (Status, string) OfException(Exception e) => e switch
     {
         StatusException { Status: var status } => (status, e.Message),
-        OperationCanceledException => (Status.DEADLINE_EXCEEDED, "the deadline has passed"),
+        _ when stop.IsCancellationRequested => (Status.DEADLINE_EXCEEDED, "the deadline has passed"),
         _ when gate?.Reset is { } code => (OfReset(code), $"the server reset the stream: {Http2.Name(code)}"),
         _ when gate?.GoAway is { } reason => (Status.UNAVAILABLE, $"the server closed the connection: {reason}"),
         _ when gate is { SpeaksHttp1: true } => (Status.UNAVAILABLE, $"{endpoint} speaks HTTP/1.1, not HTTP/2"),
