@@ -39,6 +39,8 @@ using Microsoft.Extensions.DependencyInjection;
 using Microsoft.Extensions.Logging;
 using Microsoft.Win32.SafeHandles;
 using Streaming;
+using Asks = Grpc.Reflection.V1.ServerReflectionRequest.MessageRequestOneofCase;
+using ServingStatus = Grpc.Health.V1.HealthCheckResponse.Types.ServingStatus;
 
 namespace Streamer;
 
@@ -392,11 +394,11 @@ static class Pump
     /// The rule that moves all bytes, on both sides: write as long as there is something to write, flush only
     /// when about to wait. It also flushes before it starts, so that headers leave, and before it fails.
     /// </summary>
-    public static async Task RunAsync<T>(IAsyncEnumerable<T> source, Append<T> append, Func<ReadOnlyMemory<byte>, ValueTask> flush)
+    public static async Task RunAsync<T>(IAsyncEnumerable<T> source, Append<T> append, Func<ReadOnlyMemory<byte>, ValueTask> flush, CancellationToken cancel)
     {
         await flush(default);
         var outbox = new Outbox();
-        var items = source.GetAsyncEnumerator();
+        var items = source.GetAsyncEnumerator(cancel);
         for (var more = true; more;)
         {
             var next = items.MoveNextAsync();
@@ -812,7 +814,7 @@ sealed class Server : IAsyncDisposable
         ["/greet.GreetService/GreetEveryone"] = Method<GreetEveryoneRequest, GreetEveryoneResponse>(Message.Decode(GreetEveryoneRequest.Parser), Message.Append, Rpcs.GreetEveryone),
         ["/calculator.CalculatorService/FindMaximum"] = Method<FindMaximumRequest, FindMaximumResponse>(Message.Decode, Message.Append, Rpcs.FindMaximum),
         ["/grpc.health.v1.Health/Check"] = Method<HealthCheckRequest, HealthCheckResponse>(Message.Decode(HealthCheckRequest.Parser), Message.Append, CheckHealth),
-        ["/grpc.health.v1.Health/Watch"] = Method<HealthCheckRequest, HealthCheckResponse>(Message.Decode(HealthCheckRequest.Parser), Message.Append, WatchHealth),
+        ["/grpc.health.v1.Health/Watch"] = Method<HealthCheckRequest, HealthCheckResponse>(Message.Decode(HealthCheckRequest.Parser), Message.Append, requests => WatchHealth(requests)),
         ["/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"] = Method<ServerReflectionRequest, ServerReflectionResponse>(Message.Decode(ServerReflectionRequest.Parser), Message.Append, Reflect),
         ["/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"] = Method<ServerReflectionRequest, ServerReflectionResponse>(Message.Decode(ServerReflectionRequest.Parser), Message.Append, Reflect),
     };
@@ -988,7 +990,7 @@ sealed class Server : IAsyncDisposable
     {
         var (request, body) = (call.Http.Request, call.Http.Response.Body);
         var requests = new MessageReader<TRequest>(request.Body.ReadAsync, decode, request.Headers["grpc-encoding"], oneOfMany: true, call.Cancel);
-        return Pump.RunAsync(rpc(requests), append, bytes => body.WriteAsync(bytes, call.Http.RequestAborted));
+        return Pump.RunAsync(rpc(requests), append, bytes => body.WriteAsync(bytes, call.Http.RequestAborted), call.Cancel);
     };
 
     async Task HandleAsync(HttpContext http)
@@ -1058,29 +1060,28 @@ sealed class Server : IAsyncDisposable
 
     bool Serves(string service) => service.Length == 0 || methods.Keys.Any(path => path.StartsWith($"/{service}/", StringComparison.Ordinal));
 
-    HealthCheckResponse Health() => new()
-    {
-        Status = draining.IsCancellationRequested ? HealthCheckResponse.Types.ServingStatus.NotServing : HealthCheckResponse.Types.ServingStatus.Serving,
-    };
+    HealthCheckResponse Health() => new() { Status = draining.IsCancellationRequested ? ServingStatus.NotServing : ServingStatus.Serving };
 
     async IAsyncEnumerable<HealthCheckResponse> CheckHealth(IAsyncEnumerable<ArraySegment<HealthCheckRequest>> requests)
     {
         await foreach (var batch in requests)
             foreach (var request in batch)
-            yield return Serves(request.Service) ? Health() : throw new StatusException(Status.NOT_FOUND, $"unknown service {request.Service}");
+                yield return Serves(request.Service) ? Health() : throw new StatusException(Status.NOT_FOUND, $"unknown service {request.Service}");
     }
 
-    async IAsyncEnumerable<HealthCheckResponse> WatchHealth(IAsyncEnumerable<ArraySegment<HealthCheckRequest>> requests)
+    async IAsyncEnumerable<HealthCheckResponse> WatchHealth(IAsyncEnumerable<ArraySegment<HealthCheckRequest>> requests, [EnumeratorCancellation] CancellationToken cancel = default)
     {
+        using var over = CancellationTokenSource.CreateLinkedTokenSource(draining.Token, cancel);
         await foreach (var batch in requests)
             foreach (var request in batch)
-        {
-            yield return Serves(request.Service) ? Health() : new() { Status = HealthCheckResponse.Types.ServingStatus.ServiceUnknown };
-            // The state changes once, when the drain begins; a watch must not hold that up, so it ends with it.
-            await Task.Delay(Timeout.Infinite, draining.Token).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
-            yield return Health();
-            throw new StatusException(Status.UNAVAILABLE, "server is shutting down");
-        }
+            {
+                yield return Serves(request.Service) ? Health() : new() { Status = ServingStatus.ServiceUnknown };
+                // The state changes once, when the drain begins; a watch must not hold that up, so it ends with it.
+                await Task.Delay(Timeout.Infinite, over.Token).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
+                cancel.ThrowIfCancellationRequested();
+                yield return Health();
+                throw new StatusException(Status.UNAVAILABLE, "server is shutting down");
+            }
     }
 
     // Reflection (grpc/doc/server-reflection.md).
@@ -1089,30 +1090,25 @@ sealed class Server : IAsyncDisposable
     {
         await foreach (var batch in requests)
             foreach (var request in batch)
-        {
-            var response = new ServerReflectionResponse { ValidHost = request.Host, OriginalRequest = request };
-            switch (request.MessageRequestCase)
             {
-                case ServerReflectionRequest.MessageRequestOneofCase.ListServices:
+                var response = new ServerReflectionResponse { ValidHost = request.Host, OriginalRequest = request };
+                var file = files.FirstOrDefault(file => request.MessageRequestCase switch
+                {
+                    Asks.FileByFilename => file.Name == request.FileByFilename,
+                    Asks.FileContainingSymbol => Declares(file, request.FileContainingSymbol),
+                    Asks.AllExtensionNumbersOfType => Declares(file, request.AllExtensionNumbersOfType),
+                    _ => false,
+                });
+                if (request.MessageRequestCase == Asks.ListServices)
                     response.ListServicesResponse = new() { Service = { files.SelectMany(file => file.Services).Select(service => new ServiceResponse { Name = service.FullName }) } };
-                    break;
-                case ServerReflectionRequest.MessageRequestOneofCase.FileByFilename when files.FirstOrDefault(file => file.Name == request.FileByFilename) is { } file:
-                    response.FileDescriptorResponse = new() { FileDescriptorProto = { file.SerializedData } };
-                    break;
-                case ServerReflectionRequest.MessageRequestOneofCase.FileContainingSymbol when files.FirstOrDefault(file => Declares(file, request.FileContainingSymbol)) is { } file:
-                    response.FileDescriptorResponse = new() { FileDescriptorProto = { file.SerializedData } };
-                    break;
-                case ServerReflectionRequest.MessageRequestOneofCase.AllExtensionNumbersOfType when files.Any(file => Declares(file, request.AllExtensionNumbersOfType)):
-                    response.AllExtensionNumbersResponse = new() { BaseTypeName = request.AllExtensionNumbersOfType };
-                    break;
-                case ServerReflectionRequest.MessageRequestOneofCase.None:
-                    throw new StatusException(Status.INVALID_ARGUMENT, "a reflection request asks for nothing");
-                default:
+                else if (file is null)
                     response.ErrorResponse = new() { ErrorCode = (int)Status.NOT_FOUND, ErrorMessage = "not found" };
-                    break;
+                else if (request.MessageRequestCase == Asks.AllExtensionNumbersOfType)
+                    response.AllExtensionNumbersResponse = new() { BaseTypeName = request.AllExtensionNumbersOfType };
+                else
+                    response.FileDescriptorResponse = new() { FileDescriptorProto = { file.SerializedData } };
+                yield return response;
             }
-            yield return response;
-        }
     }
 
     static bool Declares(FileDescriptor file, string symbol)
@@ -1353,7 +1349,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
             }
             var answers = new MessageReader<TResponse>(ReadAsync, decode, One(headers, "grpc-encoding"), oneOfMany: false, stop.Token);
             using var stdout = OpenStdout();
-            await Pump.RunAsync(answers, Pump.Each(line), bytes => Print(stdout, bytes));
+            await Pump.RunAsync(answers, Pump.Each(line), bytes => Print(stdout, bytes), stop.Token);
 
             // Trailers-Only came as headers, and only then is the status there.
             var trailers = response.TrailingHeaders.Any() ? response.TrailingHeaders : headers;
@@ -1377,7 +1373,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
                 hasSent |= bytes.Length > 0;
                 await body.WriteAsync(bytes, stop.Token);
                 await body.FlushAsync(stop.Token);
-            });
+            }, stop.Token);
         }
         catch (InputException e)
         {
