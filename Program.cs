@@ -1023,7 +1023,7 @@ sealed class ServerTls
     readonly string cert, key;
     readonly X509Certificate2Collection? clientRoots;
     SslStreamCertificateContext context = null!;
-    DateTime loaded;
+    (DateTime, DateTime) loaded;
 
     ServerTls(string cert, string key, string? clientCa)
     {
@@ -1044,7 +1044,7 @@ sealed class ServerTls
         lock (reloading)
             try
             {
-                if (Changed() > loaded)
+                if (Changed() != loaded)
                     Reload();
             }
             catch (UsageException e)
@@ -1061,7 +1061,7 @@ sealed class ServerTls
         };
     }
 
-    DateTime Changed() => new[] { File.GetLastWriteTimeUtc(cert), File.GetLastWriteTimeUtc(key) }.Max();
+    (DateTime, DateTime) Changed() => (File.GetLastWriteTimeUtc(cert), File.GetLastWriteTimeUtc(key));
 
     void Reload()
     {
@@ -1103,7 +1103,7 @@ static class Pem
         {
             return read();
         }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException or System.Security.Cryptography.CryptographicException or InvalidDataException)
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException or System.Security.Cryptography.CryptographicException or InvalidDataException or ArgumentException)
         {
             throw new UsageException($"cannot use {what}: {e.Message}");
         }
@@ -1375,7 +1375,8 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
         _ when gate?.GoAway is { } reason => (Status.UNAVAILABLE, $"the server closed the connection: {reason}"),
         _ when gate is { SpeaksHttp1: true } => (Status.UNAVAILABLE, $"{endpoint} speaks HTTP/1.1, not HTTP/2"),
         _ when tls.Problem is { } problem => (Status.UNAVAILABLE, problem),
-        _ when tls.WasAskedForCertificate && gate is not { HasReceived: true } => (Status.UNAUTHENTICATED, $"{endpoint} wants a client certificate (--cert, --key) that it trusts"),
+        _ when gate is { HasReceived: false } && endpoint.Url.Scheme == "http" => (Status.UNAVAILABLE, $"{endpoint} closed the connection without an answer (does it want https://?)"),
+        _ when gate is { HasReceived: false } && tls.MayBeAskedForCertificate => (Status.UNAUTHENTICATED, $"{endpoint} wants a client certificate (--cert, --key) that it trusts"),
         _ when Inner<SocketException>(e) is { } socket && gate is null => (Status.UNAVAILABLE, socket.SocketErrorCode switch
         {
             SocketError.ConnectionRefused => $"nothing listens at {endpoint}",
@@ -1383,7 +1384,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
             _ => $"cannot connect to {endpoint}: {socket.Message}",
         }),
         HttpRequestException { HttpRequestError: HttpRequestError.VersionNegotiationError } => (Status.UNAVAILABLE, $"{endpoint} does not speak HTTP/2"),
-        HttpRequestException { HttpRequestError: HttpRequestError.SecureConnectionError } => (Status.UNAVAILABLE, $"no TLS with {endpoint}: {(e.InnerException ?? e).Message}"),
+        HttpRequestException { HttpRequestError: HttpRequestError.SecureConnectionError } => (Status.UNAVAILABLE, $"{endpoint} does not answer in TLS with HTTP/2: {e.GetBaseException().Message}"),
         _ when Inner<HttpProtocolException>(e) is { } protocol => (Status.INTERNAL, $"{endpoint} broke the HTTP/2 protocol: {protocol.Message}"),
         _ => (Status.UNAVAILABLE, $"the connection to {endpoint} was lost"),
     };
@@ -1539,8 +1540,8 @@ sealed class ClientTls
     /// <summary>Why the server's certificate was refused.</summary>
     public string? Problem { get; private set; }
 
-    /// <summary>Whether the server asked for a certificate.</summary>
-    public bool WasAskedForCertificate { get; private set; }
+    /// <summary>Whether the server asked for a certificate; it is not known where there is one to present.</summary>
+    public bool MayBeAskedForCertificate { get; private set; }
 
     /// <exception cref="UsageException">A file is missing or does not hold what it should.</exception>
     public static ClientTls Load(string? caCert, string? cert, string? key, bool insecure) => cert is null != key is null
@@ -1550,6 +1551,7 @@ sealed class ClientTls
             roots = caCert is null ? null : Pem.Roots(caCert),
             own = cert is null ? null : Pem.Context(cert, key!),
             insecure = insecure,
+            MayBeAskedForCertificate = cert is not null,
         };
 
     public SslClientAuthenticationOptions Options() => new()
@@ -1560,7 +1562,7 @@ sealed class ClientTls
         RemoteCertificateValidationCallback = Accepts,
         LocalCertificateSelectionCallback = own is not null ? null : (_, _, _, remote, _) =>
         {
-            WasAskedForCertificate |= remote is not null;
+            MayBeAskedForCertificate |= remote is not null;
             return null!;
         },
     };
