@@ -161,12 +161,16 @@ sealed record Endpoint(Uri Url, string? UnixPath)
 {
     public const string Default = "http://localhost:50051";
 
+    // Linux has room for 108 bytes in a socket's address, macOS for 104.
+    static readonly int MaxUnixPath = OperatingSystem.IsMacOS() ? 103 : 107;
+
     /// <summary>Takes http://HOST:PORT, https://HOST:PORT, HOST:PORT and unix:/PATH.</summary>
     /// <exception cref="UsageException">The text is none of these.</exception>
     public static Endpoint Parse(string text)
     {
         if (text.StartsWith("unix:", StringComparison.Ordinal) && text.Length > 5)
-            return new(new("http://localhost"), Path.GetFullPath(text[5..]));
+            return Path.GetFullPath(text[5..]) is var path && Encoding.UTF8.GetByteCount(path) <= MaxUnixPath ? new(new("http://localhost"), path)
+                : throw new UsageException($"{text}: a Unix socket's path has at most {MaxUnixPath} bytes");
         // Uri knows no host "*"; no address is written that way, so 0.0.0.0 with "any" in mind stands for it.
         var url = text.Contains("://", StringComparison.Ordinal) ? text : "http://" + text;
         if (Uri.TryCreate(url.Replace("//*", "//[::]"), UriKind.Absolute, out var uri)
@@ -794,12 +798,13 @@ sealed class Server : IAsyncDisposable
     // A socket file that a killed server left behind refuses connections; anything else there is not ours to remove.
     static void RemoveStaleSocket(string path)
     {
-        using var probe = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
+        // It does not block: a live server's queue may be full.
+        using var probe = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) { Blocking = false };
         try
         {
             probe.Connect(new UnixDomainSocketEndPoint(path));
         }
-        catch (SocketException e) when (e.SocketErrorCode == SocketError.ConnectionRefused && !IsRegularFile(path))
+        catch (SocketException e) when (e.SocketErrorCode == SocketError.ConnectionRefused && IsSocket(path))
         {
             File.Delete(path);
         }
@@ -808,16 +813,17 @@ sealed class Server : IAsyncDisposable
             // Nothing there; or what is there makes the bind fail, with a message.
         }
 
-        static bool IsRegularFile(string path)
+        static bool IsSocket(string path)
         {
             try
             {
-                File.OpenHandle(path).Dispose();
-                return true;
+                // Read-write, as a pipe without a writer would hold up a reader.
+                File.OpenHandle(path, access: FileAccess.ReadWrite, share: FileShare.ReadWrite).Dispose();
+                return false;
             }
-            catch (IOException)
+            catch (Exception e)
             {
-                return false; // A socket cannot be opened.
+                return e.HResult is 6 or 102 or unchecked((int)0x80070780); // ENXIO; EOPNOTSUPP on macOS; ERROR_CANT_ACCESS_FILE
             }
         }
     }
