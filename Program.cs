@@ -33,6 +33,7 @@ using Microsoft.AspNetCore.Server.Kestrel.Core;
 using Microsoft.AspNetCore.Server.Kestrel.Https;
 using Microsoft.AspNetCore.Server.Kestrel.Transport.Sockets;
 using Microsoft.Extensions.DependencyInjection;
+using Microsoft.Extensions.Hosting;
 using Microsoft.Extensions.Logging;
 using Microsoft.Win32.SafeHandles;
 using Streaming;
@@ -662,10 +663,13 @@ sealed class Server : IAsyncDisposable
     ];
 
     readonly Dictionary<string, Func<Call, Task>> methods;
-    readonly CancellationTokenSource draining = new(), expired = new();
+    readonly CancellationTokenSource draining = new(), expired = new(), abort = new();
     readonly List<Socket> sockets = [];
     readonly List<string> unixPaths = [];
     WebApplication app = null!;
+
+    // Calls whose last byte has not left yet.
+    int running;
 
     /// <summary>Where this server listens, with real ports.</summary>
     public List<Endpoint> Endpoints { get; } = [];
@@ -719,6 +723,8 @@ sealed class Server : IAsyncDisposable
         builder.Logging.SetMinimumLevel(LogLevel.Warning).AddSimpleConsole(console => console.SingleLine = true);
         builder.Services.Configure<Microsoft.Extensions.Logging.Console.ConsoleLoggerOptions>(console => console.LogToStandardErrorThreshold = LogLevel.Trace);
         builder.WebHost.UseKestrelCore();
+        // DrainAsync says how long; the host would end a longer drain after its own 30 seconds.
+        builder.Services.Configure<HostOptions>(host => host.ShutdownTimeout = Timeout.InfiniteTimeSpan);
         // The sockets are bound before Kestrel starts: only so has port 0 one meaning for both loopback
         // addresses, and a Unix socket its mode before anyone can connect.
         var bound = sockets.ToDictionary(socket => socket.LocalEndPoint!);
@@ -741,7 +747,16 @@ sealed class Server : IAsyncDisposable
                 });
         });
         app = builder.Build();
-        app.Run(HandleAsync);
+        app.Run(http =>
+        {
+            Interlocked.Increment(ref running);
+            http.Response.OnCompleted(static server =>
+            {
+                Interlocked.Decrement(ref ((Server)server).running);
+                return Task.CompletedTask;
+            }, this);
+            return HandleAsync(http);
+        });
         await app.StartAsync();
     }
 
@@ -832,13 +847,21 @@ sealed class Server : IAsyncDisposable
     async Task DrainAsync(TimeSpan patience)
     {
         await draining.CancelAsync();
-        using var deadline = new CancellationTokenSource(patience + Grace + Grace);
         expired.CancelAfter(patience);
-        await app.StopAsync(deadline.Token);
+        abort.CancelAfter(patience + Grace + Grace);
+        var stopped = app.StopAsync(abort.Token);
+        // Kestrel waits for connections as well, but peers may keep one open that has no stream any more, or never had.
+        var tick = Grace / 20;
+        for (var quiet = TimeSpan.Zero; quiet < Grace && !stopped.IsCompleted; quiet = running == 0 ? quiet + tick : default)
+            await Task.WhenAny(stopped, Task.Delay(tick));
+        await abort.CancelAsync();
+        await stopped;
     }
 
     public async ValueTask DisposeAsync()
     {
+        // A drain that goes on would hold up the end that a second signal asks for.
+        await abort.CancelAsync();
         if (app is not null)
             await app.DisposeAsync();
         unixPaths.ForEach(File.Delete);
@@ -1171,8 +1194,8 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
                 : inputProblem is not null ? Program.Fail(1, inputProblem.Message)
                 : 0;
         }
-        // The reset gets a moment to leave, but a stdout that nobody reads must not hold up the end.
-        await Task.WhenAny(call, Task.Delay(500));
+        // The reset gets a moment to leave, but a peer or a stdout that nobody reads must not hold up the end.
+        await Task.WhenAny(Task.WhenAll(call, gate?.ResetSent ?? Task.CompletedTask), Task.Delay(500));
         return await signalled.Task;
     }
 
@@ -1181,8 +1204,8 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
     {
         try
         {
-            using var handler = NewHandler(endpoint);
-            using var invoker = new HttpMessageInvoker(handler);
+            // Not disposed of: that would close the connection before a reset has left. The process ends with its call.
+            var invoker = new HttpMessageInvoker(NewHandler(endpoint));
             using var response = await SendAsync(invoker, body => SendRequestsAsync(input, body));
             var headers = response.Headers;
             var contentType = response.Content.Headers.TryGetValues("content-type", out var values) ? values.First() : "none";
@@ -1243,7 +1266,8 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
             {
                 Version = HttpVersion.Version20,
                 VersionPolicy = HttpVersionPolicy.RequestVersionExact,
-                Content = new RequestBody(body),
+                // A stream is reset only when its body has ended, and a body may be waiting for a stdin that never comes.
+                Content = new RequestBody(stream => body(stream).WaitAsync(stop.Token)),
             };
             request.Content.Headers.TryAddWithoutValidation("content-type", "application/grpc");
             request.Headers.TryAddWithoutValidation("te", "trailers");
@@ -1420,6 +1444,7 @@ sealed class FrameGate(Stream inner) : Stream
 
     readonly byte[] buffer = new byte[64 * 1024];
     readonly SemaphoreSlim took = new(0);
+    readonly TaskCompletionSource resetSent = new(TaskCreationOptions.RunContinuationsAsynchronously);
     long passed, taken;
 
     // What may pass is from start to open; from there to end it has not been looked at yet.
@@ -1427,6 +1452,9 @@ sealed class FrameGate(Stream inner) : Stream
 
     /// <summary>The error code of a RST_STREAM frame, where one came.</summary>
     public uint? Reset { get; private set; }
+
+    /// <summary>Completes when this side has reset a stream.</summary>
+    public Task ResetSent => resetSent.Task;
 
     /// <summary>What a GOAWAY frame with an error says, where one came.</summary>
     public string? GoAway { get; private set; }
@@ -1498,6 +1526,21 @@ sealed class FrameGate(Stream inner) : Stream
             GoAway = $"{Http2.Name(code)} {Text.Excerpt(payload[8..])}".TrimEnd();
     }
 
+    // SocketsHttpHandler writes whole frames.
+    static bool HoldsReset(ReadOnlySpan<byte> frames)
+    {
+        while (frames.Length >= FrameHeader && frames[3] != RstStream)
+            frames = frames[Math.Min(frames.Length, FrameHeader + (frames[0] << 16 | frames[1] << 8 | frames[2]))..];
+        return frames.Length >= FrameHeader;
+    }
+
+    async ValueTask WriteResetAsync(ReadOnlyMemory<byte> frames, CancellationToken cancel)
+    {
+        await inner.WriteAsync(frames, cancel);
+        await inner.FlushAsync(cancel);
+        resetSent.TrySetResult();
+    }
+
     async Task<bool> FillAsync(CancellationToken cancel)
     {
         buffer.AsSpan(start, end - start).CopyTo(buffer);
@@ -1520,8 +1563,8 @@ sealed class FrameGate(Stream inner) : Stream
     }
 
     public override Task<int> ReadAsync(byte[] into, int offset, int count, CancellationToken cancel) => ReadAsync(into.AsMemory(offset, count), cancel).AsTask();
-    public override ValueTask WriteAsync(ReadOnlyMemory<byte> bytes, CancellationToken cancel = default) => inner.WriteAsync(bytes, cancel);
-    public override Task WriteAsync(byte[] bytes, int offset, int count, CancellationToken cancel) => inner.WriteAsync(bytes, offset, count, cancel);
+    public override ValueTask WriteAsync(ReadOnlyMemory<byte> bytes, CancellationToken cancel = default) => HoldsReset(bytes.Span) ? WriteResetAsync(bytes, cancel) : inner.WriteAsync(bytes, cancel);
+    public override Task WriteAsync(byte[] bytes, int offset, int count, CancellationToken cancel) => WriteAsync(bytes.AsMemory(offset, count), cancel).AsTask();
     public override Task FlushAsync(CancellationToken cancel) => inner.FlushAsync(cancel);
     protected override void Dispose(bool disposing) => inner.Dispose();
     public override bool CanRead => true;
