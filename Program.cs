@@ -36,6 +36,7 @@ using Microsoft.AspNetCore.Server.Kestrel.Core;
 using Microsoft.AspNetCore.Server.Kestrel.Https;
 using Microsoft.AspNetCore.Server.Kestrel.Transport.Sockets;
 using Microsoft.Extensions.DependencyInjection;
+using Microsoft.Extensions.Hosting;
 using Microsoft.Extensions.Logging;
 using Microsoft.Win32.SafeHandles;
 using Streaming;
@@ -184,12 +185,16 @@ sealed record Endpoint(Uri Url, string? UnixPath)
 {
     public const string Default = "http://localhost:50051";
 
+    // Linux has room for 108 bytes in a socket's address, macOS for 104.
+    static readonly int MaxUnixPath = OperatingSystem.IsMacOS() ? 103 : 107;
+
     /// <summary>Takes http://HOST:PORT, https://HOST:PORT, HOST:PORT and unix:/PATH.</summary>
     /// <exception cref="UsageException">The text is none of these.</exception>
     public static Endpoint Parse(string text)
     {
         if (text.StartsWith("unix:", StringComparison.Ordinal) && text.Length > 5)
-            return new(new("http://localhost"), Path.GetFullPath(text[5..]));
+            return Path.GetFullPath(text[5..]) is var path && Encoding.UTF8.GetByteCount(path) <= MaxUnixPath ? new(new("http://localhost"), path)
+                : throw new UsageException($"{text}: a Unix socket's path has at most {MaxUnixPath} bytes");
         // Uri knows no host "*"; no address is written that way, so 0.0.0.0 with "any" in mind stands for it.
         var url = text.Contains("://", StringComparison.Ordinal) ? text : "http://" + text;
         if (Uri.TryCreate(url.Replace("//*", "//[::]"), UriKind.Absolute, out var uri)
@@ -799,10 +804,13 @@ sealed class Server : IAsyncDisposable
     ];
 
     readonly Dictionary<string, Func<Call, Task>> methods;
-    readonly CancellationTokenSource draining = new(), expired = new();
+    readonly CancellationTokenSource draining = new(), expired = new(), abort = new();
     readonly List<Socket> sockets = [];
     readonly List<string> unixPaths = [];
     WebApplication app = null!;
+
+    // Calls whose last byte has not left yet.
+    int running;
 
     /// <summary>Where this server listens, with real ports.</summary>
     public List<Endpoint> Endpoints { get; } = [];
@@ -856,6 +864,8 @@ sealed class Server : IAsyncDisposable
         builder.Logging.SetMinimumLevel(LogLevel.Warning).AddSimpleConsole(console => console.SingleLine = true);
         builder.Services.Configure<Microsoft.Extensions.Logging.Console.ConsoleLoggerOptions>(console => console.LogToStandardErrorThreshold = LogLevel.Trace);
         builder.WebHost.UseKestrelCore();
+        // DrainAsync says how long; the host would end a longer drain after its own 30 seconds.
+        builder.Services.Configure<HostOptions>(host => host.ShutdownTimeout = Timeout.InfiniteTimeSpan);
         // The sockets are bound before Kestrel starts: only so has port 0 one meaning for both loopback
         // addresses, and a Unix socket its mode before anyone can connect.
 #if NET10_0_OR_GREATER
@@ -881,7 +891,16 @@ sealed class Server : IAsyncDisposable
                 });
         });
         app = builder.Build();
-        app.Run(HandleAsync);
+        app.Run(http =>
+        {
+            Interlocked.Increment(ref running);
+            http.Response.OnCompleted(static server =>
+            {
+                Interlocked.Decrement(ref ((Server)server).running);
+                return Task.CompletedTask;
+            }, this);
+            return HandleAsync(http);
+        });
         await app.StartAsync();
     }
 
@@ -938,12 +957,13 @@ sealed class Server : IAsyncDisposable
     // A socket file that a killed server left behind refuses connections; anything else there is not ours to remove.
     static void RemoveStaleSocket(string path)
     {
-        using var probe = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
+        // It does not block: a live server's queue may be full.
+        using var probe = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) { Blocking = false };
         try
         {
             probe.Connect(new UnixDomainSocketEndPoint(path));
         }
-        catch (SocketException e) when (e.SocketErrorCode == SocketError.ConnectionRefused && !IsRegularFile(path))
+        catch (SocketException e) when (e.SocketErrorCode == SocketError.ConnectionRefused && IsSocket(path))
         {
             File.Delete(path);
         }
@@ -952,16 +972,17 @@ sealed class Server : IAsyncDisposable
             // Nothing there; or what is there makes the bind fail, with a message.
         }
 
-        static bool IsRegularFile(string path)
+        static bool IsSocket(string path)
         {
             try
             {
-                File.OpenHandle(path).Dispose();
-                return true;
+                // Read-write, as a pipe without a writer would hold up a reader.
+                File.OpenHandle(path, access: FileAccess.ReadWrite, share: FileShare.ReadWrite).Dispose();
+                return false;
             }
-            catch (IOException)
+            catch (Exception e)
             {
-                return false; // A socket cannot be opened.
+                return e.HResult is 6 or 102 or unchecked((int)0x80070780); // ENXIO; EOPNOTSUPP on macOS; ERROR_CANT_ACCESS_FILE
             }
         }
     }
@@ -970,13 +991,21 @@ sealed class Server : IAsyncDisposable
     async Task DrainAsync(TimeSpan patience)
     {
         await draining.CancelAsync();
-        using var deadline = new CancellationTokenSource(patience + Grace + Grace);
         expired.CancelAfter(patience);
-        await app.StopAsync(deadline.Token);
+        abort.CancelAfter(patience + Grace + Grace);
+        var stopped = app.StopAsync(abort.Token);
+        // Kestrel waits for connections as well, but peers may keep one open that has no stream any more, or never had.
+        var tick = Grace / 20;
+        for (var quiet = TimeSpan.Zero; quiet < Grace && !stopped.IsCompleted; quiet = running == 0 ? quiet + tick : default)
+            await Task.WhenAny(stopped, Task.Delay(tick));
+        await abort.CancelAsync();
+        await stopped;
     }
 
     public async ValueTask DisposeAsync()
     {
+        // A drain that goes on would hold up the end that a second signal asks for.
+        await abort.CancelAsync();
         if (app is not null)
             await app.DisposeAsync();
         unixPaths.ForEach(File.Delete);
@@ -1177,7 +1206,7 @@ sealed class ServerTls
     readonly string cert, key;
     readonly X509Certificate2Collection? clientRoots;
     SslStreamCertificateContext context = null!;
-    DateTime loaded;
+    (DateTime, DateTime) loaded;
 
     ServerTls(string cert, string key, string? clientCa)
     {
@@ -1198,7 +1227,7 @@ sealed class ServerTls
         lock (reloading)
             try
             {
-                if (Changed() > loaded)
+                if (Changed() != loaded)
                     Reload();
             }
             catch (UsageException e)
@@ -1215,7 +1244,7 @@ sealed class ServerTls
         };
     }
 
-    DateTime Changed() => new[] { File.GetLastWriteTimeUtc(cert), File.GetLastWriteTimeUtc(key) }.Max();
+    (DateTime, DateTime) Changed() => (File.GetLastWriteTimeUtc(cert), File.GetLastWriteTimeUtc(key));
 
     void Reload()
     {
@@ -1257,7 +1286,7 @@ static class Pem
         {
             return read();
         }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException or System.Security.Cryptography.CryptographicException or InvalidDataException)
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException or System.Security.Cryptography.CryptographicException or InvalidDataException or ArgumentException)
         {
             throw new UsageException($"cannot use {what}: {e.Message}");
         }
@@ -1319,8 +1348,8 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
                 : inputProblem is not null ? Program.Fail(1, inputProblem.Message)
                 : 0;
         }
-        // The reset gets a moment to leave, but a stdout that nobody reads must not hold up the end.
-        await Task.WhenAny(call, Task.Delay(500));
+        // The reset gets a moment to leave, but a peer or a stdout that nobody reads must not hold up the end.
+        await Task.WhenAny(Task.WhenAll(call, gate?.ResetSent ?? Task.CompletedTask), Task.Delay(500));
         return await signalled.Task;
     }
 
@@ -1329,8 +1358,8 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
     {
         try
         {
-            using var handler = NewHandler();
-            using var invoker = new HttpMessageInvoker(handler);
+            // Not disposed of: that would close the connection before a reset has left. The process ends with its call.
+            var invoker = new HttpMessageInvoker(NewHandler());
             using var response = await SendAsync(invoker, body => SendRequestsAsync(input, append, body));
             var headers = response.Headers;
             var contentType = response.Content.Headers.TryGetValues("content-type", out var values) ? values.First() : "none";
@@ -1391,7 +1420,8 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
             {
                 Version = HttpVersion.Version20,
                 VersionPolicy = HttpVersionPolicy.RequestVersionExact,
-                Content = new RequestBody(body),
+                // A stream is reset only when its body has ended, and a body may be waiting for a stdin that never comes.
+                Content = new RequestBody(stream => body(stream).WaitAsync(stop.Token)),
             };
             request.Content.Headers.TryAddWithoutValidation("content-type", "application/grpc");
             request.Headers.TryAddWithoutValidation("te", "trailers");
@@ -1529,7 +1559,8 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
         _ when gate?.GoAway is { } reason => (Status.UNAVAILABLE, $"the server closed the connection: {reason}"),
         _ when gate is { SpeaksHttp1: true } => (Status.UNAVAILABLE, $"{endpoint} speaks HTTP/1.1, not HTTP/2"),
         _ when tls.Problem is { } problem => (Status.UNAVAILABLE, problem),
-        _ when tls.WasAskedForCertificate && gate is not { HasReceived: true } => (Status.UNAUTHENTICATED, $"{endpoint} wants a client certificate (--cert, --key) that it trusts"),
+        _ when gate is { HasReceived: false } && endpoint.Url.Scheme == "http" => (Status.UNAVAILABLE, $"{endpoint} closed the connection without an answer (does it want https://?)"),
+        _ when gate is { HasReceived: false } && tls.MayBeAskedForCertificate => (Status.UNAUTHENTICATED, $"{endpoint} wants a client certificate (--cert, --key) that it trusts"),
         _ when Inner<SocketException>(e) is { } socket && gate is null => (Status.UNAVAILABLE, socket.SocketErrorCode switch
         {
             SocketError.ConnectionRefused => $"nothing listens at {endpoint}",
@@ -1537,7 +1568,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
             _ => $"cannot connect to {endpoint}: {socket.Message}",
         }),
         HttpRequestException { HttpRequestError: HttpRequestError.VersionNegotiationError } => (Status.UNAVAILABLE, $"{endpoint} does not speak HTTP/2"),
-        HttpRequestException { HttpRequestError: HttpRequestError.SecureConnectionError } => (Status.UNAVAILABLE, $"no TLS with {endpoint}: {(e.InnerException ?? e).Message}"),
+        HttpRequestException { HttpRequestError: HttpRequestError.SecureConnectionError } => (Status.UNAVAILABLE, $"{endpoint} does not answer in TLS with HTTP/2: {e.GetBaseException().Message}"),
         _ when Inner<HttpProtocolException>(e) is { } protocol => (Status.INTERNAL, $"{endpoint} broke the HTTP/2 protocol: {protocol.Message}"),
         _ => (Status.UNAVAILABLE, $"the connection to {endpoint} was lost"),
     };
@@ -1567,6 +1598,7 @@ sealed class FrameGate(Stream inner) : Stream
 
     readonly byte[] buffer = new byte[64 * 1024];
     readonly SemaphoreSlim took = new(0);
+    readonly TaskCompletionSource resetSent = new(TaskCreationOptions.RunContinuationsAsynchronously);
     long passed, taken;
 
     // What may pass is from start to open; from there to end it has not been looked at yet.
@@ -1574,6 +1606,9 @@ sealed class FrameGate(Stream inner) : Stream
 
     /// <summary>The error code of a RST_STREAM frame, where one came.</summary>
     public uint? Reset { get; private set; }
+
+    /// <summary>Completes when this side has reset a stream.</summary>
+    public Task ResetSent => resetSent.Task;
 
     /// <summary>What a GOAWAY frame with an error says, where one came.</summary>
     public string? GoAway { get; private set; }
@@ -1645,6 +1680,21 @@ sealed class FrameGate(Stream inner) : Stream
             GoAway = $"{Http2.Name(code)} {Text.Excerpt(payload[8..])}".TrimEnd();
     }
 
+    // SocketsHttpHandler writes whole frames.
+    static bool HoldsReset(ReadOnlySpan<byte> frames)
+    {
+        while (frames.Length >= FrameHeader && frames[3] != RstStream)
+            frames = frames[Math.Min(frames.Length, FrameHeader + (frames[0] << 16 | frames[1] << 8 | frames[2]))..];
+        return frames.Length >= FrameHeader;
+    }
+
+    async ValueTask WriteResetAsync(ReadOnlyMemory<byte> frames, CancellationToken cancel)
+    {
+        await inner.WriteAsync(frames, cancel);
+        await inner.FlushAsync(cancel);
+        resetSent.TrySetResult();
+    }
+
     async Task<bool> FillAsync(CancellationToken cancel)
     {
         buffer.AsSpan(start, end - start).CopyTo(buffer);
@@ -1667,8 +1717,8 @@ sealed class FrameGate(Stream inner) : Stream
     }
 
     public override Task<int> ReadAsync(byte[] into, int offset, int count, CancellationToken cancel) => ReadAsync(into.AsMemory(offset, count), cancel).AsTask();
-    public override ValueTask WriteAsync(ReadOnlyMemory<byte> bytes, CancellationToken cancel = default) => inner.WriteAsync(bytes, cancel);
-    public override Task WriteAsync(byte[] bytes, int offset, int count, CancellationToken cancel) => inner.WriteAsync(bytes, offset, count, cancel);
+    public override ValueTask WriteAsync(ReadOnlyMemory<byte> bytes, CancellationToken cancel = default) => HoldsReset(bytes.Span) ? WriteResetAsync(bytes, cancel) : inner.WriteAsync(bytes, cancel);
+    public override Task WriteAsync(byte[] bytes, int offset, int count, CancellationToken cancel) => WriteAsync(bytes.AsMemory(offset, count), cancel).AsTask();
     public override Task FlushAsync(CancellationToken cancel) => inner.FlushAsync(cancel);
     protected override void Dispose(bool disposing) => inner.Dispose();
     public override bool CanRead => true;
@@ -1693,8 +1743,8 @@ sealed class ClientTls
     /// <summary>Why the server's certificate was refused.</summary>
     public string? Problem { get; private set; }
 
-    /// <summary>Whether the server asked for a certificate.</summary>
-    public bool WasAskedForCertificate { get; private set; }
+    /// <summary>Whether the server asked for a certificate; it is not known where there is one to present.</summary>
+    public bool MayBeAskedForCertificate { get; private set; }
 
     /// <exception cref="UsageException">A file is missing or does not hold what it should.</exception>
     public static ClientTls Load(string? caCert, string? cert, string? key, bool insecure) => cert is null != key is null
@@ -1704,6 +1754,7 @@ sealed class ClientTls
             roots = caCert is null ? null : Pem.Roots(caCert),
             own = cert is null ? null : Pem.Context(cert, key!),
             insecure = insecure,
+            MayBeAskedForCertificate = cert is not null,
         };
 
     public SslClientAuthenticationOptions Options() => new()
@@ -1714,7 +1765,7 @@ sealed class ClientTls
         RemoteCertificateValidationCallback = Accepts,
         LocalCertificateSelectionCallback = own is not null ? null : (_, _, _, remote, _) =>
         {
-            WasAskedForCertificate |= remote is not null;
+            MayBeAskedForCertificate |= remote is not null;
             return null!;
         },
     };

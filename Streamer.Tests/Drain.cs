@@ -1,0 +1,207 @@
+using System.Net;
+using System.Net.Sockets;
+using Xunit;
+
+namespace Streamer.Tests;
+
+/// <summary>SIGINT and SIGTERM, on both sides.</summary>
+public class Drain
+{
+    const string ShuttingDown = "streamer: UNAVAILABLE: server is shutting down\n";
+
+    [Theory]
+    [InlineData("INT", 130)]
+    [InlineData("TERM", 143)]
+    public async Task A_client_resets_its_call_and_ends_with_the_signals_code(string signal, int exitCode)
+    {
+        using var listener = new TcpListener(IPAddress.Loopback, 0);
+        listener.Start();
+        await using var client = Running.Start("max", "--address", $"http://{listener.LocalEndpoint}");
+        using var server = await RawHttp2.AcceptAsync(listener);
+        await client.WriteLineAsync("1");
+        Assert.NotNull(await server.ReadAsync(RawHttp2.Data, 1));
+        client.Signal(signal);
+        Assert.Equal(8, (await server.ReadAsync(RawHttp2.RstStream, 1))?.Word);
+        Assert.Equal(new(exitCode, "", ""), await client.EndAsync());
+    }
+
+    [Theory]
+    [InlineData("INT")]
+    [InlineData("TERM")]
+    public async Task A_server_takes_nothing_new_and_ends_with_its_last_stream(string signal)
+    {
+        await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "1000");
+        await using var running = Running.Start("max", "--address", server.Address);
+        await running.WriteLineAsync("1");
+        Assert.Equal("1", await running.ReadLineAsync());
+
+        using var old = await RawHttp2.ConnectAsync(server.Port);
+        await old.SendAsync(RawHttp2.Headers, RawHttp2.EndHeaders, 1, RawHttp2.Call("/grpc.health.v1.Health/Watch"));
+        await old.SendAsync(RawHttp2.Data, RawHttp2.EndStream, 1, RawHttp2.Message());
+        await old.SendAsync(RawHttp2.Headers, RawHttp2.EndHeaders, 3, RawHttp2.Call(RawHttp2.FindMaximum));
+        Assert.Equal(RawHttp2.Message(8, 1), (await old.ReadAsync(RawHttp2.Data, 1))?.Payload);
+
+        server.Process.Signal(signal);
+        var seen = new List<RawHttp2.Frame>();
+        while (!(seen.Exists(frame => frame.Type == RawHttp2.GoAway) && seen.Exists(frame => frame.Stream == 1 && (frame.Flags & RawHttp2.EndStream) != 0)))
+            seen.Add(await old.ReadAsync() ?? throw new IOException("the connection ended early"));
+        Assert.Equal(RawHttp2.Message(8, 2), seen.First(frame => (frame.Type, frame.Stream) == (RawHttp2.Data, 1)).Payload);
+        Assert.Contains("server is shutting down", seen.Last(frame => frame.Stream == 1 && frame.Type == RawHttp2.Headers).Text);
+
+        // The old connection still carries its old stream, and ends with it although the peer keeps it open.
+        await old.SendAsync(RawHttp2.Data, RawHttp2.EndStream, 3, RawHttp2.Message(8, 5));
+        Assert.Equal(RawHttp2.Message(8, 5), (await old.ReadAsync(RawHttp2.Data, 3))?.Payload);
+        Assert.Equal(new(78, "", $"streamer: UNAVAILABLE: nothing listens at {server.Address}\n"), await Tool.RunAsync("1\n", "max", "--address", server.Address));
+
+        await running.WriteLineAsync("2");
+        Assert.Equal("2", await running.ReadLineAsync());
+        Assert.False(server.Process.HasExited);
+        running.Input.Close();
+        Assert.Equal(new(0, "", ""), await running.EndAsync());
+        Assert.Equal(new(0, "", ""), await server.Process.EndAsync());
+        Assert.Null(await old.ReadAsync(RawHttp2.Data));
+    }
+
+    [Fact]
+    public async Task A_pooled_connection_gets_no_new_stream()
+    {
+        await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "1000");
+        await using var running = Running.Start("max", "--address", server.Address);
+        await running.WriteLineAsync("1");
+        Assert.Equal("1", await running.ReadLineAsync());
+
+        using var pool = new HttpMessageInvoker(new SocketsHttpHandler());
+        Task<HttpResponseMessage> SendAsync() => pool.SendAsync(new(HttpMethod.Post, $"{server.Address}/grpc.health.v1.Health/Watch")
+        {
+            Version = HttpVersion.Version20,
+            VersionPolicy = HttpVersionPolicy.RequestVersionExact,
+            Content = new ByteArrayContent(RawHttp2.Message()) { Headers = { ContentType = new("application/grpc") } },
+        }, TestContext.Current.CancellationToken);
+
+        using var watch = await SendAsync();
+        server.Process.Signal("TERM");
+        var answers = await watch.Content.ReadAsByteArrayAsync(TestContext.Current.CancellationToken);
+        Assert.Equal<byte[]>([.. RawHttp2.Message(8, 1), .. RawHttp2.Message(8, 2)], answers);
+        Assert.Equal("14", watch.TrailingHeaders.GetValues("grpc-status").Single());
+        var refused = await Assert.ThrowsAsync<HttpRequestException>(SendAsync);
+        Assert.Equal(HttpRequestError.ConnectionError, refused.HttpRequestError);
+    }
+
+    [Fact]
+    public async Task A_drain_may_last_longer_than_the_hosts_own_30_seconds()
+    {
+        await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "1000");
+        await using var running = Running.Start("max", "--address", server.Address);
+        await running.WriteLineAsync("1");
+        Assert.Equal("1", await running.ReadLineAsync());
+        server.Process.Signal("TERM");
+        await Task.Delay(TimeSpan.FromSeconds(33), TestContext.Current.CancellationToken);
+        await running.WriteLineAsync("2");
+        Assert.Equal("2", await running.ReadLineAsync());
+        running.Input.Close();
+        Assert.Equal(new(0, "", ""), await running.EndAsync());
+        Assert.Equal(new(0, "", ""), await server.Process.EndAsync());
+    }
+
+    [Fact]
+    public async Task A_server_waits_for_nobody_without_a_stream()
+    {
+        await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "1000");
+        using var silent = await RawHttp2.DialAsync(server.Port);
+        using var idle = await RawHttp2.ConnectAsync(server.Port);
+        Assert.NotNull(await idle.ReadAsync(RawHttp2.Settings));
+        server.Process.Signal("TERM");
+        Assert.Equal(new(0, "", ""), await server.Process.EndAsync());
+    }
+
+    [Fact]
+    public async Task What_is_open_at_the_drains_end_gets_its_answers_and_then_the_reason()
+    {
+        await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "1");
+        await using var running = Running.Start("max", "--address", server.Address);
+        const int count = 100_000;
+        var feeding = FeedAsync();
+        async Task FeedAsync()
+        {
+            for (var i = 1; i <= count; i++)
+                await running.Input.WriteAsync($"{i} ");
+            await running.Input.WriteAsync('\n');
+            await running.Input.FlushAsync();
+        }
+        Assert.Equal("1", await running.ReadLineAsync());
+        await feeding;
+        server.Process.Signal("TERM");
+        var result = await running.EndAsync();
+        Assert.Equal((78, ShuttingDown), (result.ExitCode, result.Error));
+        Assert.Equal(string.Concat(Enumerable.Range(2, count - 1).Select(i => $"{i}\n")), result.Output);
+        Assert.Equal(new(0, "", ""), await server.Process.EndAsync());
+    }
+
+    [Fact]
+    public async Task No_answer_is_skipped_when_a_busy_stream_is_ended()
+    {
+        await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "0");
+        await using var running = Running.Start("max", "--address", server.Address);
+        var feeding = FeedAsync();
+        async Task FeedAsync()
+        {
+            try
+            {
+                for (var i = 1; ; i++)
+                    await running.Input.WriteAsync($"{i}\n");
+            }
+            catch (IOException)
+            {
+            }
+        }
+        for (var i = 1; i <= 1000; i++)
+            Assert.Equal($"{i}", await running.ReadLineAsync());
+        server.Process.Signal("TERM");
+        var result = await running.EndAsync();
+        await feeding;
+        Assert.Equal((78, ShuttingDown), (result.ExitCode, result.Error));
+        var expected = 1000;
+        foreach (var line in result.Output.Split('\n', StringSplitOptions.RemoveEmptyEntries))
+            Assert.Equal($"{++expected}", line);
+        Assert.Equal(new(0, "", ""), await server.Process.EndAsync());
+    }
+
+    [Theory]
+    [InlineData("INT", 130)]
+    [InlineData("TERM", 143)]
+    public async Task A_second_signal_ends_a_server_at_once(string signal, int exitCode)
+    {
+        await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "1000");
+        await using var running = Running.Start("max", "--address", server.Address);
+        await running.WriteLineAsync("1");
+        Assert.Equal("1", await running.ReadLineAsync());
+        server.Process.Signal("TERM");
+        while ((await Tool.RunAsync("1\n", "max", "--address", server.Address)).ExitCode != 78)
+        {
+        }
+        server.Process.Signal(signal);
+        Assert.Equal(new(exitCode, "", ""), await server.Process.EndAsync());
+        Assert.Equal(78, (await running.EndAsync()).ExitCode);
+    }
+
+    [Fact]
+    public async Task Process_1_of_a_container_ends_as_well()
+    {
+        string[] inside = ["--pid", "--fork", "--mount-proc", "--kill-child"];
+        Assert.SkipUnless(OperatingSystem.IsLinux() && await CanAsync("unshare", [.. inside, "true"]), "needs Linux and the right to make a PID namespace (root)");
+        var (file, first) = Tool.Command;
+        await using var container = Running.StartProcess("unshare", [.. inside, file, .. first, "serve", "--listen", "http://127.0.0.1:0"]);
+        var address = (await container.ReadLineAsync())!["listening on ".Length..];
+        Assert.Equal(new(0, "1\n", ""), await Tool.RunAsync("1\n", "max", "--address", address));
+        var one = File.ReadAllText($"/proc/{container.Id}/task/{container.Id}/children").Trim();
+        Assert.Contains("NSpid:\t" + one + "\t1\n", File.ReadAllText($"/proc/{one}/status"));
+        await CanAsync("kill", ["-TERM", one]);
+        Assert.Equal(new(0, "", ""), await container.EndAsync());
+    }
+
+    static async Task<bool> CanAsync(string file, string[] arguments)
+    {
+        await using var process = Running.StartProcess(file, arguments);
+        return (await process.EndAsync()).ExitCode == 0;
+    }
+}

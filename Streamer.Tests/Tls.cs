@@ -1,0 +1,290 @@
+using System.Net;
+using System.Net.Security;
+using System.Net.Sockets;
+using System.Security.Cryptography;
+using System.Security.Cryptography.X509Certificates;
+using System.Text.RegularExpressions;
+using Xunit;
+
+namespace Streamer.Tests;
+
+/// <summary>TLS and mutual TLS, with certificates made for the occasion.</summary>
+public sealed class Tls : IDisposable
+{
+    const string Numbers = "1 5 3 6 2 20\n", Maxima = "1\n5\n6\n20\n";
+    const int Unavailable = 78, Unauthenticated = 80;
+
+    readonly Certificates certificates = new();
+
+    public void Dispose() => certificates.Dispose();
+
+    [Theory]
+    [InlineData("https://127.0.0.1:0", 1)]
+    [InlineData("https://localhost:0", 2)]
+    public async Task A_chain_is_verified_against_cacert(string listen, int endpoints)
+    {
+        await using var server = await ServeAsync(endpoints, "--listen", listen);
+        var localhost = $"https://localhost:{server.Port}";
+        foreach (var address in server.Addresses.Append(localhost))
+            Ok(await MaxAsync(address, "--cacert", certificates.Root));
+    }
+
+    [Fact]
+    public async Task The_systems_roots_are_the_default()
+    {
+        await using var server = await ServeAsync();
+        await using var client = Running.StartWith([("SSL_CERT_FILE", certificates.Root)], "max", "--address", server.Address);
+        await client.FeedAsync("1 5 3 6 2 20\n"u8.ToArray());
+        Ok(await client.EndAsync());
+    }
+
+    [Fact]
+    public async Task Insecure_goes_on_with_a_warning()
+    {
+        await using var server = await ServeAsync();
+        var result = await MaxAsync(server.Address, "--insecure");
+        Assert.Equal(new(0, Maxima, "streamer: warning: the server's certificate is not verified: no trusted root vouches for it (see --cacert)\n"), result);
+    }
+
+    [Fact]
+    public async Task Mutual_tls_takes_a_client_whose_chain_ends_at_client_ca()
+    {
+        await using var server = await ServeAsync(1, "--listen", "https://127.0.0.1:0", "--client-ca", certificates.Root);
+        var (cert, key) = certificates.Issue("client");
+        Ok(await MaxAsync(server.Address, "--cacert", certificates.Root, "--cert", cert, "--key", key));
+    }
+
+    [Fact]
+    public async Task A_refused_server_certificate_is_one_line_that_says_why()
+    {
+        async Task Check((string Cert, string Key) of, string why, params string[] options)
+        {
+            await using var server = await RunningServer.StartAsync(1, "--listen", "https://127.0.0.1:0", "--cert", of.Cert, "--key", of.Key);
+            Fails(Unavailable, $"UNAVAILABLE: the server's certificate is refused: {why}", await MaxAsync(server.Address, options));
+        }
+
+        var past = DateTimeOffset.UtcNow.AddDays(-1);
+        string[] trusted = ["--cacert", certificates.Root];
+        await Check(certificates.Issue("other", hosts: ["streamer.example"]), "it is not for 127.0.0.1", trusted);
+        await Check(certificates.Issue("expired", until: past), $"it, or one that vouches for it, has expired or is not valid yet (it is valid until {past.LocalDateTime:yyyy-MM-dd})", trusted);
+        await Check(certificates.Server, "no trusted root vouches for it (see --cacert)");
+        using var strangers = new Certificates();
+        await Check(strangers.Server, "no trusted root vouches for it (see --cacert)", trusted);
+    }
+
+    [Fact]
+    public async Task A_refused_client_certificate_is_unauthenticated()
+    {
+        await using var server = await ServeAsync(1, "--listen", "https://127.0.0.1:0", "--client-ca", certificates.Root);
+        string[] trusted = ["--cacert", certificates.Root];
+        var line = $"UNAUTHENTICATED: {server.Address} wants a client certificate (--cert, --key) that it trusts";
+        Fails(Unauthenticated, line, await MaxAsync(server.Address, trusted));
+
+        using var strangers = new Certificates();
+        var expired = certificates.Issue("expired", until: DateTimeOffset.UtcNow.AddDays(-1));
+        foreach (var (cert, key) in new[] { strangers.Issue("client"), expired })
+            Fails(Unauthenticated, line, await MaxAsync(server.Address, [.. trusted, "--cert", cert, "--key", key]));
+
+        // None of them did the server any harm.
+        var good = certificates.Issue("client");
+        Ok(await MaxAsync(server.Address, [.. trusted, "--cert", good.Cert, "--key", good.Key]));
+        server.Process.Signal("TERM");
+        Assert.Equal(new(0, "", ""), await server.Process.EndAsync());
+    }
+
+    [Fact]
+    public async Task A_replaced_certificate_serves_new_connections_while_old_streams_go_on()
+    {
+        await using var server = await ServeAsync();
+        await using var old = Running.Start("max", "--address", server.Address, "--cacert", certificates.Root);
+        await old.WriteLineAsync("1");
+        Assert.Equal("1", await old.ReadLineAsync());
+
+        using var later = new Certificates();
+        foreach (var (from, to) in new[] { (later.Server.Cert, certificates.Server.Cert), (later.Server.Key, certificates.Server.Key) })
+            File.Move(from, to, overwrite: true);
+        Ok(await MaxAsync(server.Address, "--cacert", later.Root));
+        Fails(Unavailable, "UNAVAILABLE: the server's certificate is refused: no trusted root vouches for it (see --cacert)", await MaxAsync(server.Address, "--cacert", certificates.Root));
+
+        await old.WriteLineAsync("2");
+        Assert.Equal("2", await old.ReadLineAsync());
+
+        // What cannot be used is told and not used.
+        File.WriteAllText(certificates.Server.Cert, "-----BEGIN CERTIFICATE-----\n");
+        Ok(await MaxAsync(server.Address, "--cacert", later.Root));
+        old.Input.Close();
+        Ok(await old.EndAsync(), "");
+        server.Process.Signal("TERM");
+        var end = await server.Process.EndAsync();
+        Assert.Equal((0, ""), (end.ExitCode, end.Output));
+        Assert.StartsWith($"streamer: keeping the old certificate: cannot use {certificates.Server.Cert} and {certificates.Server.Key}: ", end.Error);
+        Assert.Single(end.Error.TrimEnd('\n').Split('\n'));
+    }
+
+    [Fact]
+    public async Task Only_h2_is_negotiated()
+    {
+        await using var server = await ServeAsync();
+        Assert.Equal(SslApplicationProtocol.Http2, await NegotiateAsync(server.Port, SslApplicationProtocol.Http11, SslApplicationProtocol.Http2));
+        await Assert.ThrowsAnyAsync<Exception>(() => NegotiateAsync(server.Port, SslApplicationProtocol.Http11));
+        Ok(await MaxAsync(server.Address, "--cacert", certificates.Root));
+    }
+
+    [Fact]
+    public async Task A_server_without_h2_is_one_line()
+    {
+        using var listener = new TcpListener(IPAddress.Loopback, 0);
+        listener.Start();
+        using var certificate = X509CertificateLoader.LoadPkcs12(certificates.ServerWithKey.Export(X509ContentType.Pfx), null);
+        var serving = ServeAsync();
+        async Task ServeAsync()
+        {
+            using var tls = new SslStream(new NetworkStream(await listener.AcceptSocketAsync(), ownsSocket: true));
+            await tls.AuthenticateAsServerAsync(new SslServerAuthenticationOptions { ServerCertificate = certificate, ApplicationProtocols = [SslApplicationProtocol.Http11] });
+        }
+        var address = $"https://{listener.LocalEndpoint}";
+        Fails(Unavailable, $"UNAVAILABLE: {address} does not answer in TLS with HTTP/2: ", await MaxAsync(address, "--cacert", certificates.Root));
+        await serving.ContinueWith(_ => { }, TaskScheduler.Default);
+    }
+
+    [Fact]
+    public async Task Tls_on_one_side_only_is_one_line()
+    {
+        await using var secure = await ServeAsync();
+        var plainAddress = $"http://127.0.0.1:{secure.Port}";
+        Fails(Unavailable, $"UNAVAILABLE: {plainAddress} closed the connection without an answer (does it want https://?)", await MaxAsync(plainAddress));
+
+        await using var plain = await RunningServer.StartAsync();
+        var secureAddress = $"https://127.0.0.1:{plain.Port}";
+        Fails(Unavailable, $"UNAVAILABLE: {secureAddress} does not answer in TLS with HTTP/2: ", await MaxAsync(secureAddress));
+    }
+
+    [Fact]
+    public async Task Files_that_cannot_be_used_are_one_line_each()
+    {
+        var (cert, key) = certificates.Server;
+        var (otherCert, _) = certificates.Issue("other");
+        var missing = Path.Combine(certificates.Folder, "missing.pem");
+        var empty = Path.Combine(certificates.Folder, "empty.pem");
+        File.WriteAllText(empty, "");
+        string[] serve = ["serve", "--listen", "https://127.0.0.1:0"], max = ["max", "--address", "https://127.0.0.1:1"];
+        foreach (var (arguments, line) in new (string[], string)[]
+        {
+            (serve, "https://127.0.0.1:0 needs --cert and --key"),
+            ([.. serve, "--cert", cert], "--cert and --key go together, and --client-ca with them"),
+            ([.. serve, "--client-ca", certificates.Root], "--cert and --key go together, and --client-ca with them"),
+            ([.. serve, "--cert", missing, "--key", key], $"cannot use {missing} and {key}: "),
+            ([.. serve, "--cert", cert, "--key", missing], $"cannot use {cert} and {missing}: "),
+            ([.. serve, "--cert", empty, "--key", key], $"cannot use {empty} and {key}: "),
+            ([.. serve, "--cert", cert, "--key", cert], $"cannot use {cert} and {cert}: "),
+            ([.. serve, "--cert", otherCert, "--key", key], $"cannot use {otherCert} and {key}: "),
+            ([.. serve, "--cert", cert, "--key", key, "--client-ca", missing], $"cannot use {missing}: "),
+            ([.. serve, "--cert", cert, "--key", key, "--client-ca", empty], $"cannot use {empty}: "),
+            ([.. max, "--cacert", missing], $"cannot use {missing}: "),
+            ([.. max, "--cacert", empty], $"cannot use {empty}: "),
+            ([.. max, "--cert", cert], "--cert and --key go together"),
+            ([.. max, "--cert", certificates.Folder, "--key", key], $"cannot use {certificates.Folder} and {key}: "),
+        })
+            Fails(2, line, await Tool.RunAsync("", arguments));
+    }
+
+    Task<RunningServer> ServeAsync() => ServeAsync(1, "--listen", "https://127.0.0.1:0");
+
+    Task<RunningServer> ServeAsync(int endpoints, params string[] arguments) =>
+        RunningServer.StartAsync(endpoints, ["--cert", certificates.Server.Cert, "--key", certificates.Server.Key, .. arguments]);
+
+    static Task<Result> MaxAsync(string address, params string[] options) => Tool.RunAsync(Numbers, ["max", "--address", address, .. options]);
+
+    static void Ok(Result result, string output = Maxima) => Assert.Equal(new(0, output, ""), result);
+
+    // A line that ends in ": " goes on in words of the runtime's or OpenSSL's own.
+    static void Fails(int exitCode, string line, Result result)
+    {
+        Assert.Equal((exitCode, ""), (result.ExitCode, result.Output));
+        Assert.Matches($@"^streamer: {Regex.Escape(line)}{(line.EndsWith(": ") ? ".+" : "")}\n\z", result.Error);
+    }
+
+    static async Task<SslApplicationProtocol> NegotiateAsync(int port, params SslApplicationProtocol[] protocols)
+    {
+        using var socket = new TcpClient();
+        await socket.ConnectAsync(IPAddress.Loopback, port);
+        using var tls = new SslStream(socket.GetStream(), false, (_, _, _, _) => true);
+        await tls.AuthenticateAsClientAsync(new SslClientAuthenticationOptions { TargetHost = "localhost", ApplicationProtocols = [.. protocols] });
+        return tls.NegotiatedApplicationProtocol;
+    }
+}
+
+/// <summary>A root, an intermediate that it vouches for, and what that one issues, as PEM files in a folder of their own.</summary>
+sealed class Certificates : IDisposable
+{
+    static readonly string[] localhost = ["localhost", "127.0.0.1", "::1"];
+
+    readonly X509Certificate2 root, intermediate;
+    int issued;
+
+    public Certificates()
+    {
+        root = Authority("root", null);
+        intermediate = Authority("intermediate", root);
+        Root = Write("root.pem", root.ExportCertificatePem());
+        ServerWithKey = Sign("server", DateTimeOffset.UtcNow.AddDays(30), localhost);
+        Server = Write("server", ServerWithKey);
+    }
+
+    public string Folder { get; } = Directory.CreateTempSubdirectory("streamer-").FullName;
+
+    /// <summary>The file with the root.</summary>
+    public string Root { get; }
+
+    /// <summary>For localhost by all its names; the intermediate's certificate is in the same file.</summary>
+    public (string Cert, string Key) Server { get; }
+
+    public X509Certificate2 ServerWithKey { get; }
+
+    /// <summary>One more certificate from the intermediate.</summary>
+    public (string Cert, string Key) Issue(string name, DateTimeOffset? until = null, params string[] hosts)
+    {
+        using var certificate = Sign(name, until ?? DateTimeOffset.UtcNow.AddDays(30), hosts is [] ? localhost : hosts);
+        return Write($"{name}{++issued}", certificate);
+    }
+
+    public void Dispose() => Directory.Delete(Folder, recursive: true);
+
+    (string Cert, string Key) Write(string name, X509Certificate2 certificate) =>
+    (
+        Write($"{name}.pem", $"{certificate.ExportCertificatePem()}\n{intermediate.ExportCertificatePem()}\n"),
+        Write($"{name}.key", certificate.GetECDsaPrivateKey()!.ExportPkcs8PrivateKeyPem())
+    );
+
+    string Write(string name, string text)
+    {
+        var file = Path.Combine(Folder, name);
+        File.WriteAllText(file, text);
+        return file;
+    }
+
+    // The folder's name is in the subject as two roots of one name are a puzzle of its own.
+    X509Certificate2 Authority(string name, X509Certificate2? issuer)
+    {
+        var key = ECDsa.Create(ECCurve.NamedCurves.nistP256);
+        var request = new CertificateRequest($"CN={name} of {Path.GetFileName(Folder)}", key, HashAlgorithmName.SHA256);
+        request.CertificateExtensions.Add(new X509BasicConstraintsExtension(true, false, 0, true));
+        request.CertificateExtensions.Add(new X509KeyUsageExtension(X509KeyUsageFlags.KeyCertSign, true));
+        var (from, until) = (DateTimeOffset.UtcNow.AddDays(-60), DateTimeOffset.UtcNow.AddDays(60));
+        return issuer is null ? request.CreateSelfSigned(from, until) : request.Create(issuer, from, until, RandomNumberGenerator.GetBytes(8)).CopyWithPrivateKey(key);
+    }
+
+    X509Certificate2 Sign(string name, DateTimeOffset until, string[] hosts)
+    {
+        var key = ECDsa.Create(ECCurve.NamedCurves.nistP256);
+        var request = new CertificateRequest($"CN={name}", key, HashAlgorithmName.SHA256);
+        var names = new SubjectAlternativeNameBuilder();
+        foreach (var host in hosts)
+            if (IPAddress.TryParse(host, out var address))
+                names.AddIpAddress(address);
+            else
+                names.AddDnsName(host);
+        request.CertificateExtensions.Add(names.Build());
+        return request.Create(intermediate, DateTimeOffset.UtcNow.AddDays(-30), until, RandomNumberGenerator.GetBytes(8)).CopyWithPrivateKey(key);
+    }
+}

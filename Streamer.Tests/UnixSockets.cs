@@ -1,0 +1,141 @@
+using System.Diagnostics;
+using System.Net.Sockets;
+using Xunit;
+
+namespace Streamer.Tests;
+
+/// <summary>Serving and calling over a Unix socket.</summary>
+public sealed class UnixSockets : IDisposable
+{
+    readonly string folder = Directory.CreateTempSubdirectory("streamer-").FullName;
+
+    string SocketPath => Path.Combine(folder, "s");
+    string Address => $"unix:{SocketPath}";
+
+    public void Dispose() => Directory.Delete(folder, recursive: true);
+
+    [Theory]
+    [InlineData("TERM")]
+    [InlineData("INT")]
+    public async Task Serves_its_owner_alone_and_removes_the_socket_at_exit(string signal)
+    {
+        await using var server = await RunningServer.StartAsync(1, "--listen", Address);
+        Assert.Equal(Address, server.Address);
+        if (!OperatingSystem.IsWindows())
+            Assert.Equal(UnixFileMode.UserRead | UnixFileMode.UserWrite, File.GetUnixFileMode(SocketPath));
+        await CallAsync();
+        server.Process.Signal(signal);
+        Assert.Equal(new(0, "", ""), await server.Process.EndAsync());
+        Assert.False(File.Exists(SocketPath));
+        var result = await Tool.RunAsync("1\n", "max", "--address", Address);
+        Assert.Equal((78, ""), (result.ExitCode, result.Output));
+        Assert.Matches($@"^streamer: UNAVAILABLE: cannot connect to {Address}: .+\n\z", result.Error);
+    }
+
+    [Fact]
+    public async Task Serves_beside_a_port_and_under_a_relative_path()
+    {
+        var relative = Path.GetRelativePath(Environment.CurrentDirectory, SocketPath);
+        await using var server = await RunningServer.StartAsync(2, "--listen", $"unix:{relative}", "--listen", "http://127.0.0.1:0");
+        foreach (var address in (string[])[Address, $"unix:{relative}", server.Addresses[1]])
+            Assert.Equal(new(0, "1\n5\n", ""), await Tool.RunAsync("1 5 3\n", "max", "--address", address));
+    }
+
+    [Fact]
+    public async Task A_stale_socket_is_replaced()
+    {
+        await using (var killed = await RunningServer.StartAsync(1, "--listen", Address))
+        {
+            killed.Process.Signal("KILL");
+            await killed.Process.EndAsync();
+        }
+        Assert.True(File.Exists(SocketPath));
+        Assert.Equal(new(78, "", $"streamer: UNAVAILABLE: nothing listens at {Address}\n"), await Tool.RunAsync("1\n", "max", "--address", Address));
+        await using var server = await RunningServer.StartAsync(1, "--listen", Address);
+        await CallAsync();
+    }
+
+    [Fact]
+    public async Task A_live_one_is_refused_and_goes_on()
+    {
+        await using var server = await RunningServer.StartAsync(1, "--listen", Address);
+        Assert.Equal(new(1, "", $"streamer: cannot listen at {Address}: the address is in use\n"), await Tool.RunAsync("", "serve", "--listen", Address));
+        await CallAsync();
+
+        // One that is too busy to accept is as alive.
+        server.Process.Signal("STOP");
+        var queue = new List<Socket>();
+        try
+        {
+            while (Connect(queue)) { }
+            Assert.Equal(new(1, "", $"streamer: cannot listen at {Address}: the address is in use\n"), await Tool.RunAsync("", "serve", "--listen", Address));
+            Assert.True(File.Exists(SocketPath));
+        }
+        finally
+        {
+            queue.ForEach(socket => socket.Dispose());
+            server.Process.Signal("CONT");
+        }
+        await CallAsync();
+    }
+
+    [Fact]
+    public async Task What_is_no_socket_is_left_alone()
+    {
+        File.WriteAllText(SocketPath, "precious");
+        Assert.Equal(new(1, "", $"streamer: cannot listen at {Address}: the address is in use\n"), await Tool.RunAsync("", "serve", "--listen", Address));
+        Assert.Equal("precious", File.ReadAllText(SocketPath));
+
+        File.Delete(SocketPath);
+        Directory.CreateDirectory(SocketPath);
+        Assert.Equal(1, (await Tool.RunAsync("", "serve", "--listen", Address)).ExitCode);
+        Assert.True(Directory.Exists(SocketPath));
+
+        Directory.Delete(SocketPath);
+        using (var mkfifo = Process.Start("mkfifo", SocketPath))
+            await mkfifo.WaitForExitAsync(TestContext.Current.CancellationToken);
+        Assert.Equal(1, (await Tool.RunAsync("", "serve", "--listen", Address)).ExitCode);
+        Assert.True(File.Exists(SocketPath));
+
+        File.Delete(SocketPath);
+        var file = Path.Combine(folder, "file");
+        File.WriteAllText(file, "precious");
+        File.CreateSymbolicLink(SocketPath, file);
+        Assert.Equal(1, (await Tool.RunAsync("", "serve", "--listen", Address)).ExitCode);
+        Assert.Equal("precious", File.ReadAllText(SocketPath));
+    }
+
+    [Fact]
+    public async Task A_path_that_cannot_be_used_is_one_line()
+    {
+        var missing = $"{Address}/missing";
+        var result = await Tool.RunAsync("", "serve", "--listen", missing);
+        Assert.Equal(1, result.ExitCode);
+        Assert.Matches($@"^streamer: cannot listen at {missing}: .+\n\z", result.Error);
+
+        var tooLong = $"unix:/{new string('x', 200)}";
+        foreach (var arguments in (string[][])[["serve", "--listen", tooLong], ["max", "--address", tooLong]])
+        {
+            result = await Tool.RunAsync("1\n", arguments);
+            Assert.Equal(2, result.ExitCode);
+            Assert.Matches($@"^streamer: {tooLong}: a Unix socket's path has at most 10\d bytes\n\z", result.Error);
+        }
+    }
+
+    async Task CallAsync() => Assert.Equal(new(0, "1\n5\n", ""), await Tool.RunAsync("1 5 3\n", "max", "--address", Address));
+
+    bool Connect(List<Socket> queue)
+    {
+        var socket = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) { Blocking = false };
+        queue.Add(socket);
+        try
+        {
+            socket.Connect(new UnixDomainSocketEndPoint(SocketPath));
+            return true;
+        }
+        catch (SocketException)
+        {
+            return false;
+        }
+    }
+}
