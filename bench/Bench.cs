@@ -373,7 +373,9 @@ static class Report
                 return double.IsNaN(value) ? "" : $"{(moreIsBetter ? Math.Round(value / 100) * 100 : value):N0}{of}{(name == Build.Streamer ? "" : $" ({(moreIsBetter ? ours / value : value / ours):0.0#})")}";
             }
             string Pair(Figure p50, Figure p99) => double.IsNaN(Samples.Median(name, p50)) ? "" : $"{Cell(p50, false)} / {Cell(p99, false)}";
-            Line($"| {title} | {Cell(Figure.OneAnswer, true, ofOne)} | {Cell(Figure.EveryNumber, true, ofEvery)} | {Pair(Figure.GreetP50, Figure.GreetP99)} | {Pair(Figure.MaxP50, Figure.MaxP99)} | {Cell(Figure.StartUp, false)} |");
+            string[] cells = [Cell(Figure.OneAnswer, true, ofOne), Cell(Figure.EveryNumber, true, ofEvery), Pair(Figure.GreetP50, Figure.GreetP99), Pair(Figure.MaxP50, Figure.MaxP99), Cell(Figure.StartUp, false)];
+            if (cells.Any(cell => cell.Length > 0))
+                Line($"| {title} | {string.Join(" | ", cells)} |");
         }
     }
 
@@ -448,9 +450,12 @@ static class Awk
     ];
 
     // awk is a name that several programs share.
-    static string Make() => (File.ResolveLinkTarget(Path.Combine(Folder(), "awk"), returnFinalTarget: true)?.Name is { } name and not "awk" ? name : "awk") + " " + Build.Try("awk", ["-W", "version"]).Split('\n')[0].Split(' ', ',').FirstOrDefault(word => word.Length > 0 && char.IsAsciiDigit(word[0]));
-
-    static string Folder() => Environment.GetEnvironmentVariable("PATH")!.Split(':').First(folder => File.Exists(Path.Combine(folder, "awk")));
+    static string Make()
+    {
+        var program = Build.OnPath("awk") ?? throw new BenchException("there is no awk");
+        var version = Build.Try(program, ["-W", "version"]).Split('\n')[0].Split(' ', ',').FirstOrDefault(word => word.Length > 0 && char.IsAsciiDigit(word[0]));
+        return $"{File.ResolveLinkTarget(program, returnFinalTarget: true)?.Name ?? "awk"} {version}".Trim();
+    }
 }
 
 static class Build
@@ -479,8 +484,8 @@ static class Build
         })
         {
             var program = Path.Combine(folder, "peers", "bin", name);
-            // Node's peer is only a download; to compile the others takes longer than a tiny run.
-            if (!tiny || name == "node")
+            // Node's peer is only a download; to compile or install the others takes longer than a tiny run.
+            if (!tiny || name == "node" && OnPath("npm") is not null)
             {
                 Program.Say($"building the peer {name}");
                 var line = Try(Path.Combine(folder, "peers", "build"), [name]).Trim();
@@ -493,6 +498,9 @@ static class Build
                 yield return new(name, File.ReadAllText(program + ".version").Trim(), program, tiny ? 2_000 : one, tiny ? 2_000 : every, IsPeer: true);
         }
     }
+
+    public static string? OnPath(string program) =>
+        Environment.GetEnvironmentVariable("PATH")!.Split(':').Select(folder => Path.Combine(folder, program)).FirstOrDefault(File.Exists);
 
     static readonly string[] ReadyToRun = ["-p:PublishReadyToRun=true", "--self-contained", "false"];
 
