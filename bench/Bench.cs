@@ -1,0 +1,834 @@
+// Measures streamer and its peers and prints a table: see README.md. Linux only: it needs /proc, sh and awk.
+//
+// Read it from top to bottom: the run, what is measured (one function a section), the report, how the
+// contestants are built, and the processes and files underneath.
+
+using System.Buffers;
+using System.Buffers.Text;
+using System.Collections.Concurrent;
+using System.Diagnostics;
+using System.Net;
+using System.Net.Http.Headers;
+using System.Net.Sockets;
+using System.Reflection;
+using System.Runtime.InteropServices;
+using System.Text;
+
+namespace Streamer.Bench;
+
+static class Program
+{
+    const string Usage = """
+        usage: bench/run [--tiny] [--only SECTION]... [--runs N] [--out FILE]
+
+          --tiny          few numbers, few rounds, only the peers at hand: shows that everything still
+                          works and is correct; its figures mean nothing
+          --only SECTION  numbers, latency, startup, memory, idle or many; may be repeated
+          --runs N        rounds of each measurement (default 5; with --tiny 1)
+          --out FILE      writes the report there as well
+        """;
+
+    static readonly (string Name, Action Run)[] sections =
+        [("numbers", Numbers), ("latency", Latency), ("startup", StartUp), ("memory", Memory), ("idle", Idle), ("many", Many)];
+
+    static bool tiny;
+    static int runs;
+    static Stack[] stacks = [];
+
+    static int Main(string[] args)
+    {
+        List<string> only = [];
+        string? outFile = null;
+        for (var i = 0; i < args.Length; i++)
+            switch (args[i])
+            {
+                case "--tiny":
+                    tiny = true;
+                    break;
+                case "--only" when i + 1 < args.Length && sections.Any(section => section.Name == args[i + 1]):
+                    only.Add(args[++i]);
+                    break;
+                case "--runs" when i + 1 < args.Length && int.TryParse(args[i + 1], out runs) && runs > 0:
+                    i++;
+                    break;
+                case "--out" when i + 1 < args.Length:
+                    outFile = args[++i];
+                    break;
+                default:
+                    Console.Error.WriteLine(Usage);
+                    return args[i] is "--help" or "-h" ? 0 : 2;
+            }
+        runs = runs > 0 ? runs : tiny ? 1 : 5;
+
+        // Each stream of a child may block a thread.
+        ThreadPool.SetMinThreads(512, 16);
+        using var interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, _ => Child.Abort("interrupted"));
+        using var terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, _ => Child.Abort("terminated"));
+        using var watchdog = new Timer(_ => Child.Abort("the run takes too long"), null, TimeSpan.FromMinutes(tiny ? 5 : 45), Timeout.InfiniteTimeSpan);
+        try
+        {
+            stacks = [.. Build.Stacks(tiny)];
+            var load = File.ReadAllText("/proc/loadavg").Split(' ')[0];
+            foreach (var (name, run) in sections.Where(section => only.Count == 0 || only.Contains(section.Name)))
+            {
+                Say($"measuring {name}");
+                run();
+                Files.Clear();
+            }
+            var report = Report.Write(stacks, tiny, runs, load);
+            Console.Write(report);
+            if (outFile is not null)
+                File.WriteAllText(outFile, report);
+            return 0;
+        }
+        catch (Exception e)
+        {
+            Console.Error.WriteLine($"bench: {(e.GetBaseException() is BenchException known ? known.Message : e)}");
+            return 1;
+        }
+        finally
+        {
+            Child.KillAll();
+            Files.Remove();
+        }
+    }
+
+    public static void Say(string what) => Console.Error.WriteLine($"== {DateTime.Now:HH:mm:ss} {what}");
+
+    // -----------------------------------------------------------------------------------------
+    // What is measured
+    // -----------------------------------------------------------------------------------------
+
+    // Whole runs of a client from a file to a file, with its start-up, while its server has been up for a while.
+    static void Numbers()
+    {
+        using var servers = new Servers(stacks);
+        Round(runs, stacks, stack => Run(stack.Name, stack.Program, stack.Call("max", servers[stack]), stack.OneAnswer, stack.EveryNumber),
+            () =>
+            {
+                foreach (var (name, script) in Awk.Scripts)
+                    Run(name, "awk", [script], stacks[0].OneAnswer, stacks[0].EveryNumber);
+            });
+
+        static void Run(string name, string program, string[] arguments, int oneAnswer, int everyNumber)
+        {
+            foreach (var (figure, input, expected, count) in new[]
+            {
+                (Figure.OneAnswer, Files.LargestFirst(oneAnswer), Files.Largest(oneAnswer), oneAnswer),
+                (Figure.EveryNumber, Files.Counting(everyNumber), Files.Counting(everyNumber), everyNumber),
+            })
+            {
+                var start = Stopwatch.GetTimestamp();
+                using (var client = Child.WithFiles(program, arguments, input, Files.Output))
+                    client.End();
+                Samples.Add(name, figure, count / Stopwatch.GetElapsedTime(start).TotalSeconds);
+                Files.Check(Files.Output, expected, name);
+            }
+        }
+    }
+
+    // From the write of a line to the client's stdin to the read of its answer from stdout.
+    static void Latency()
+    {
+        var (warmUp, count) = tiny ? (10, 100) : (500, 5_000);
+        using var servers = new Servers(stacks);
+        Round(runs, stacks, stack =>
+        {
+            Run(stack, "greet", Figure.GreetP50, Figure.GreetP99, i => $"Ada{i}", i => $"Hello Ada{i}!");
+            Run(stack, "max", Figure.MaxP50, Figure.MaxP99, i => $"{i}", i => $"{i}");
+        });
+
+        void Run(Stack stack, string command, Figure p50, Figure p99, Func<int, string> request, Func<int, string> answer)
+        {
+            using var client = Child.WithPipes(stack.Program, stack.Call(command, servers[stack]));
+            var times = new double[warmUp + count];
+            for (var i = 0; i < times.Length; i++)
+            {
+                var (line, expected) = (Encoding.ASCII.GetBytes(request(i) + "\n"), Encoding.ASCII.GetBytes(answer(i) + "\n"));
+                var start = Stopwatch.GetTimestamp();
+                client.Write(line);
+                var got = client.ReadLine();
+                times[i] = Stopwatch.GetElapsedTime(start).TotalMicroseconds;
+                Require(got.SequenceEqual(expected), $"{stack.Name} answers {Encoding.UTF8.GetString(got)} to {request(i)}");
+            }
+            client.Close();
+            client.End();
+            var sorted = times[warmUp..].Order().ToArray();
+            Samples.Add(stack.Name, p50, sorted[(count - 1) * 50 / 100]);
+            Samples.Add(stack.Name, p99, sorted[(count - 1) * 99 / 100]);
+        }
+    }
+
+    // A whole client process, from its start to its exit, for one number; and the least that .NET can do.
+    static void StartUp()
+    {
+        var empty = Build.Empty();
+        using var servers = new Servers(stacks);
+        // The first round only brings the files into the page cache.
+        for (var round = 0; round <= (tiny ? 2 : 20); round++)
+        {
+            Run(Report.EmptyDotnet, empty, [], "");
+            foreach (var stack in stacks)
+                Run(stack.Name, stack.Program, stack.Call("max", servers[stack]), "1\n");
+
+            void Run(string name, string program, string[] arguments, string expected)
+            {
+                var start = Stopwatch.GetTimestamp();
+                using var client = Child.WithPipes(program, arguments);
+                if (expected.Length > 0)
+                    client.Write("1\n"u8);
+                client.Close();
+                var output = client.ReadToEnd();
+                client.End();
+                if (round > 0)
+                    Samples.Add(name, Figure.StartUp, Stopwatch.GetElapsedTime(start).TotalMilliseconds);
+                Require(output == expected, $"{name} prints {output}");
+            }
+        }
+    }
+
+    // The most memory that a client and its server, both fresh, ever held during a stream.
+    static void Memory()
+    {
+        var (few, many) = tiny ? (10_000, 200_000) : (1_000_000, 50_000_000);
+        foreach (var (count, isFew) in new[] { (few, true), (many, false) })
+            for (var round = 0; round < (isFew ? runs : 1); round++)
+            {
+                Run(Files.LargestFirst(count), Files.Largest(count), isFew ? (Figure.ClientFewOne, Figure.ServerFewOne) : (Figure.ClientManyOne, Figure.ServerManyOne));
+                Run(Files.Counting(count), Files.Counting(count), isFew ? (Figure.ClientFewEvery, Figure.ServerFewEvery) : (Figure.ClientManyEvery, Figure.ServerManyEvery));
+            }
+
+        static void Run(string input, string expected, (Figure Client, Figure Server) figures)
+        {
+            var stack = stacks[0];
+            using var server = new Server(stack);
+            using var client = Child.WithFiles(stack.Program, stack.Call("max", server), input, Files.Output);
+            var peak = 0d;
+            do
+                peak = Math.Max(peak, client.MiB("VmHWM"));
+            while (!client.HasEndedWithin(10));
+            client.End();
+            Files.Check(Files.Output, expected, stack.Name);
+            Samples.Add(stack.Name, figures.Client, peak);
+            Samples.Add(stack.Name, figures.Server, server.Process.MiB("VmHWM"));
+        }
+    }
+
+    // What a server holds for a stream that has had one answer and waits.
+    static void Idle()
+    {
+        var (connections, streams) = tiny ? (3, 20) : (100, 100);
+        var contestants = stacks.Where(stack => stack.Name is Build.Streamer or Build.Native or "go").ToArray();
+        Round(Math.Min(runs, 3), contestants, stack =>
+        {
+            using var server = new Server(stack);
+            // What the first stream of all loads is not what a stream needs.
+            using (new IdleStreams(server.Port, 1, 1))
+                Thread.Sleep(500);
+            var before = server.Process.MiB("VmRSS");
+            using var idle = new IdleStreams(server.Port, connections, streams);
+            Thread.Sleep(tiny ? 100 : 3_000);
+            Samples.Add(stack.Name, Figure.IdleBytes, (server.Process.MiB("VmRSS") - before) * (1 << 20) / (connections * streams));
+        });
+    }
+
+    // Client processes that have all begun are let go at once; the time of each is until its own end.
+    static void Many()
+    {
+        var (clients, count) = tiny ? (10, 1_000) : (200, 50_000);
+        var stack = stacks[0];
+        using var server = new Server(stack);
+        var started = new Child?[clients];
+        try
+        {
+            Parallel.For(0, clients, new() { MaxDegreeOfParallelism = Environment.ProcessorCount * 2 }, i =>
+            {
+                var client = started[i] = Child.WithPipes(stack.Program, stack.Call("max", server));
+                client.Write(Files.Line(First(i)));
+                Require(client.ReadLine().SequenceEqual(Files.Line(First(i))), $"client {i} of many gets a wrong first answer");
+            });
+            using var go = new ManualResetEventSlim();
+            var inputs = started.Select((_, i) => Files.Lines(First(i) + 1, count - 1)).ToArray();
+            var starts = 0L;
+            var times = started.Select((client, i) => Task.Factory.StartNew(() =>
+            {
+                go.Wait();
+                var writing = Task.Factory.StartNew(() =>
+                {
+                    client!.Write(inputs[i]);
+                    client.Close();
+                }, TaskCreationOptions.LongRunning);
+                var output = new byte[inputs[i].Length];
+                client!.ReadExactly(output);
+                Require(client.ReadToEnd() == "" && output.AsSpan().SequenceEqual(inputs[i]), $"client {i} of many gets wrong answers");
+                var time = Stopwatch.GetElapsedTime(starts).TotalSeconds;
+                writing.Wait();
+                client.End();
+                return time;
+            }, TaskCreationOptions.LongRunning)).ToArray();
+            starts = Stopwatch.GetTimestamp();
+            go.Set();
+            foreach (var time in Task.WhenAll(times).GetAwaiter().GetResult())
+                Samples.Add(stack.Name, Figure.ManySeconds, time);
+        }
+        finally
+        {
+            foreach (var client in started)
+                client?.Dispose();
+        }
+
+        // Each has numbers of its own, so that an answer on the wrong stream shows.
+        static long First(int client) => 1_000_000 + client * 1_000_003L;
+    }
+
+    // A B C A B C …: what changes on the machine in the meantime hits all alike.
+    static void Round(int rounds, Stack[] contestants, Action<Stack> measure, Action? andThen = null)
+    {
+        for (var round = 1; round <= rounds; round++)
+        {
+            foreach (var stack in contestants)
+                measure(stack);
+            andThen?.Invoke();
+            Say($"  round {round} of {rounds}");
+        }
+    }
+
+    public static void Require(bool correct, string otherwise)
+    {
+        if (!correct)
+            throw new BenchException(otherwise);
+    }
+}
+
+sealed class BenchException(string message) : Exception(message);
+
+// ---------------------------------------------------------------------------------------------
+// The report
+// ---------------------------------------------------------------------------------------------
+
+enum Figure
+{
+    OneAnswer, EveryNumber, GreetP50, GreetP99, MaxP50, MaxP99, StartUp, IdleBytes, ManySeconds,
+    ClientFewOne, ServerFewOne, ClientManyOne, ServerManyOne, ClientFewEvery, ServerFewEvery, ClientManyEvery, ServerManyEvery,
+}
+
+static class Samples
+{
+    static readonly Dictionary<(string, Figure), List<double>> all = [];
+
+    public static void Add(string name, Figure figure, double value)
+    {
+        if (!all.TryGetValue((name, figure), out var values))
+            all[(name, figure)] = values = [];
+        values.Add(value);
+    }
+
+    /// <summary>NaN where nothing was measured.</summary>
+    public static double Median(string name, Figure figure) =>
+        all.GetValueOrDefault((name, figure)) is not { } values ? double.NaN
+        : (values.Order().ElementAt((values.Count - 1) / 2) + values.Order().ElementAt(values.Count / 2)) / 2;
+
+    public static bool Any(params Figure[] figures) => all.Keys.Any(key => figures.Contains(key.Item2));
+
+    public static double Largest(string name, Figure figure) => all.GetValueOrDefault((name, figure))?.Max() ?? double.NaN;
+}
+
+static class Report
+{
+    public const string EmptyDotnet = "an empty `dotnet` program";
+
+    static readonly StringBuilder text = new();
+
+    public static string Write(Stack[] stacks, bool tiny, int runs, string load)
+    {
+        var cpu = File.ReadLines("/proc/cpuinfo").FirstOrDefault(line => line.StartsWith("model name", StringComparison.Ordinal))?.Split(": ")[^1] ?? $"{RuntimeInformation.OSArchitecture}";
+        Line($"Measured on {DateTime.UtcNow:yyyy-MM-dd} with `bench/run`: medians of {runs} interleaved round{(runs == 1 ? "" : "s")}; {Environment.ProcessorCount} cores, {cpu}; {RuntimeInformation.OSDescription}; {RuntimeInformation.FrameworkDescription}; load before it {load}.");
+        if (tiny)
+            Line("\n**A tiny run: it shows that everything works; its figures mean nothing.**");
+        foreach (var reason in Build.LeftOut)
+            Line($"\nLeft out: {reason}.");
+        Stacks(stacks);
+        Bars();
+        return text.ToString();
+    }
+
+    static void Stacks(Stack[] stacks)
+    {
+        if (!Samples.Any(Figure.OneAnswer, Figure.GreetP50, Figure.StartUp))
+            return;
+        Line("\nIn brackets: how many times as good `streamer` is.\n");
+        Line("| | one answer, numbers/s | every number answered, numbers/s | µs a line, `greet`, p50 / p99 | µs a line, `max`, p50 / p99 | ms for `echo 1 \\| max` |");
+        Line("|---|---|---|---|---|---|");
+        foreach (var stack in stacks)
+            Row(stack.Name == stack.About ? stack.Name : $"{stack.Name}: {stack.About}", stack.Name, $" of {stack.OneAnswer:N0}", $" of {stack.EveryNumber:N0}");
+        foreach (var (name, _) in Awk.Scripts)
+            Row($"{name}, no network", name, "", "");
+        Row(EmptyDotnet, EmptyDotnet, "", "");
+
+        static void Row(string title, string name, string ofOne, string ofEvery)
+        {
+            string Cell(Figure figure, bool moreIsBetter, string of = "")
+            {
+                var (value, ours) = (Samples.Median(name, figure), Samples.Median(Build.Streamer, figure));
+                return double.IsNaN(value) ? "" : $"{(moreIsBetter ? Math.Round(value / 100) * 100 : value):N0}{of}{(name == Build.Streamer ? "" : $" ({(moreIsBetter ? ours / value : value / ours):0.0#})")}";
+            }
+            string Pair(Figure p50, Figure p99) => double.IsNaN(Samples.Median(name, p50)) ? "" : $"{Cell(p50, false)} / {Cell(p99, false)}";
+            string[] cells = [Cell(Figure.OneAnswer, true, ofOne), Cell(Figure.EveryNumber, true, ofEvery), Pair(Figure.GreetP50, Figure.GreetP99), Pair(Figure.MaxP50, Figure.MaxP99), Cell(Figure.StartUp, false)];
+            if (cells.Any(cell => cell.Length > 0))
+                Line($"| {title} | {string.Join(" | ", cells)} |");
+        }
+    }
+
+    static void Bars()
+    {
+        Line("\n| bar | measured | ratio | target | at the least | |");
+        Line("|---|---|---|---|---|---|");
+        foreach (var (figure, what, target, least) in new[] { (Figure.OneAnswer, "one answer", 4, 2), (Figure.EveryNumber, "every number answered", 3, 1.5) })
+            foreach (var (name, _) in Awk.Scripts)
+                Ratio($"{what}, against {name}", "numbers/s", Samples.Median(Build.Streamer, figure), Samples.Median(name, figure), target, least, moreIsBetter: true);
+        foreach (var ours in new[] { Build.Streamer, Build.Native })
+            foreach (var (figure, what) in new[] { (Figure.GreetP50, "`greet`, p50"), (Figure.GreetP99, "`greet`, p99"), (Figure.MaxP50, "`max`, p50"), (Figure.MaxP99, "`max`, p99") })
+            {
+                var fastest = new[] { "go", "cpp" }.Where(peer => !double.IsNaN(Samples.Median(peer, figure))).MinBy(peer => Samples.Median(peer, figure));
+                Ratio($"line in to line out, {what}, {ours} against {fastest}", "µs", Samples.Median(ours, figure), Samples.Median(fastest ?? "", figure), 1);
+            }
+        Ratio($"start-up, against {EmptyDotnet}", "ms", Samples.Median(Build.Streamer, Figure.StartUp), Samples.Median(EmptyDotnet, Figure.StartUp), 2.5);
+        Ratio($"start-up, {Build.Native} against go", "ms", Samples.Median(Build.Native, Figure.StartUp), Samples.Median("go", Figure.StartUp), 2.5);
+        Growth("client's memory, one answer", Figure.ClientFewOne, Figure.ClientManyOne);
+        Growth("server's memory, one answer", Figure.ServerFewOne, Figure.ServerManyOne);
+        Growth("client's memory, every number answered", Figure.ClientFewEvery, Figure.ClientManyEvery);
+        Growth("server's memory, every number answered", Figure.ServerFewEvery, Figure.ServerManyEvery);
+        var peak = Math.Max(Samples.Largest(Build.Streamer, Figure.ClientManyOne), Samples.Largest(Build.Streamer, Figure.ClientManyEvery));
+        Row("client's peak memory", $"{peak:0.0} MiB", double.NaN, "< 64 MiB", "", peak < 64 ? "met" : "missed", peak);
+        foreach (var ours in new[] { Build.Streamer, Build.Native })
+            Ratio($"an idle stream's memory on the server, {ours} against go", "bytes", Samples.Median(ours, Figure.IdleBytes), Samples.Median("go", Figure.IdleBytes), 1);
+        Ratio("many clients at once, the slowest against the median", "s", Samples.Largest(Build.Streamer, Figure.ManySeconds), Samples.Median(Build.Streamer, Figure.ManySeconds), 3);
+    }
+
+    static void Ratio(string bar, string unit, double ours, double theirs, double target, double? least = null, bool moreIsBetter = false)
+    {
+        var ratio = ours / theirs;
+        var verdict = (moreIsBetter ? ratio >= target : ratio <= target) ? "met" : ratio >= least ? "the least" : "missed";
+        var digits = unit == "s" ? "0.00" : "N0";
+        Row(bar, $"{ours.ToString(digits)} {unit} against {theirs.ToString(digits)}", ratio, $"{(moreIsBetter ? "≥" : "≤")} {target}", least is null ? "" : $"≥ {least}", verdict, ratio);
+    }
+
+    static void Growth(string what, Figure few, Figure many)
+    {
+        var (before, after) = (Samples.Median(Build.Streamer, few), Samples.Median(Build.Streamer, many));
+        Row($"{what}: growth", $"{before:0.0} to {after:0.0} MiB: {after - before:0.0} MiB", double.NaN, "< 8 MiB", "", after - before < 8 ? "met" : "missed", after - before);
+    }
+
+    static void Row(string bar, string measured, double ratio, string target, string least, string verdict, double known)
+    {
+        if (!double.IsNaN(known))
+            Line($"| {bar} | {measured} | {(double.IsNaN(ratio) ? "" : ratio.ToString("0.00"))} | {target} | {least} | {verdict} |");
+    }
+
+    static void Line(string line) => text.Append(line).Append('\n');
+}
+
+// ---------------------------------------------------------------------------------------------
+// The contestants
+// ---------------------------------------------------------------------------------------------
+
+/// <summary>A client and a server of one make, and how many numbers it is given: enough for a second or more.</summary>
+sealed record Stack(string Name, string About, string Program, int OneAnswer, int EveryNumber, bool IsPeer)
+{
+    public string[] Serve(int port) => IsPeer ? ["server", $"{port}"] : ["serve", "--listen", $"http://127.0.0.1:{port}"];
+
+    public string[] Call(string command, Server server) => IsPeer ? [command, $"127.0.0.1:{server.Port}"] : [command, "--address", $"http://127.0.0.1:{server.Port}"];
+}
+
+static class Awk
+{
+    /// <summary>As one would type it, and one that takes several numbers a line as max does.</summary>
+    public static readonly (string Name, string Script)[] Scripts =
+    [
+        ($"{Make()} as typed", "NR==1||$1>m{m=$1;print m}"),
+        ($"{Make()} for many numbers a line", "{for(i=1;i<=NF;i++) if(!n++||$i>m) print m=$i}"),
+    ];
+
+    // awk is a name that several programs share.
+    static string Make()
+    {
+        var program = Build.OnPath("awk") ?? throw new BenchException("there is no awk");
+        var version = Build.Try(program, ["-W", "version"]).Split('\n')[0].Split(' ', ',').FirstOrDefault(word => word.Length > 0 && char.IsAsciiDigit(word[0]));
+        return $"{File.ResolveLinkTarget(program, returnFinalTarget: true)?.Name ?? "awk"} {version}".Trim();
+    }
+}
+
+static class Build
+{
+    public const string Streamer = "streamer", Native = "streamer, native";
+
+    static readonly string folder = typeof(Build).Assembly.GetCustomAttributes<AssemblyMetadataAttribute>().Single(about => about.Key == "Folder").Value!;
+
+    /// <summary>What could not be measured, and why.</summary>
+    public static readonly List<string> LeftOut = [];
+
+    public static IEnumerable<Stack> Stacks(bool tiny)
+    {
+        // Peers that are slow get fewer numbers, for about a second or two each; streamer and awk as many as make start-up small.
+        var numbers = tiny ? 100_000 : 10_000_000;
+        var own = Path.Combine(folder, "..", "Streamer.csproj");
+        yield return new(Streamer, $"{Try("git", ["-C", folder, "describe", "--always", "--dirty", "--exclude=*"]).Trim()}, ReadyToRun", Publish(own, "streamer", ReadyToRun) ?? throw new BenchException(LeftOut[^1]), numbers, numbers, IsPeer: false);
+        if (tiny)
+            LeftOut.Add($"{Native}: not part of a tiny run");
+        else if (Publish(own, "streamer", ["-p:PublishAot=true"]) is { } native)
+            yield return new(Native, "Native AOT", native, numbers, numbers, IsPeer: false);
+        foreach (var (name, one, every) in new[]
+        {
+            ("go", 2_000_000, 1_000_000), ("cpp", 800_000, 400_000), ("node", 100_000, 40_000),
+            ("python", 16_000, 12_000), ("dotnet", 100_000, 80_000), ("dotnet-aot", 250_000, 150_000),
+        })
+        {
+            var program = Path.Combine(folder, "peers", "bin", name);
+            // Node's peer is only a download; to compile or install the others takes longer than a tiny run.
+            if (!tiny || name == "node" && OnPath("npm") is not null)
+            {
+                Program.Say($"building the peer {name}");
+                var line = Try(Path.Combine(folder, "peers", "build"), [name]).Trim();
+                if (line.StartsWith("left out ", StringComparison.Ordinal))
+                    LeftOut.Add(line["left out ".Length..]);
+            }
+            else if (!File.Exists(program))
+                LeftOut.Add($"{name}: not built (bench/peers/build {name})");
+            if (File.Exists(program))
+                yield return new(name, File.ReadAllText(program + ".version").Trim(), program, tiny ? 2_000 : one, tiny ? 2_000 : every, IsPeer: true);
+        }
+    }
+
+    public static string? OnPath(string program) =>
+        Environment.GetEnvironmentVariable("PATH")!.Split(':').Select(folder => Path.Combine(folder, program)).FirstOrDefault(File.Exists);
+
+    static readonly string[] ReadyToRun = ["-p:PublishReadyToRun=true", "--self-contained", "false"];
+
+    /// <summary>A program that does nothing, built as streamer is.</summary>
+    public static string Empty()
+    {
+        var project = Directory.CreateDirectory(Path.Combine(folder, "obj", "empty")).FullName;
+        File.WriteAllText(Path.Combine(project, "empty.csproj"), """<Project Sdk="Microsoft.NET.Sdk"><PropertyGroup><OutputType>Exe</OutputType><TargetFramework>net10.0</TargetFramework></PropertyGroup></Project>""");
+        File.WriteAllText(Path.Combine(project, "empty.cs"), "return 0;");
+        return Publish(Path.Combine(project, "empty.csproj"), "empty", ReadyToRun) ?? throw new BenchException(LeftOut[^1]);
+    }
+
+    // Null, with the reason among those left out, where it does not work.
+    static string? Publish(string project, string program, string[] options)
+    {
+        var what = $"{program} {options[0][3..].Split('=')[0]}";
+        var output = Path.Combine(folder, "obj", what.Replace(' ', '-'));
+        Program.Say($"publishing {what}");
+        string[] arguments = ["publish", project, "-c", "Release", "-r", RuntimeInformation.RuntimeIdentifier, "--artifacts-path", output, "-o", Path.Combine(output, "out"), "-nologo", "-v", "quiet", "-p:UseSharedCompilation=false", .. options];
+        var log = Try(Environment.ProcessPath!, arguments, out var exitCode);
+        if (exitCode == 0)
+            return Path.Combine(output, "out", program);
+        LeftOut.Add($"{what}: {log.Split('\n').FirstOrDefault(line => line.Contains("error", StringComparison.Ordinal), "dotnet publish failed").Trim()}");
+        return null;
+    }
+
+    /// <summary>Runs a command and gives all that it prints.</summary>
+    public static string Try(string program, string[] arguments) => Try(program, arguments, out _);
+
+    static string Try(string program, string[] arguments, out int exitCode)
+    {
+        using var process = Process.Start(new ProcessStartInfo(program, arguments) { RedirectStandardOutput = true, RedirectStandardError = true, RedirectStandardInput = true })!;
+        process.StandardInput.Close();
+        var error = process.StandardError.ReadToEndAsync();
+        var output = process.StandardOutput.ReadToEnd() + error.Result;
+        process.WaitForExit();
+        exitCode = process.ExitCode;
+        return output;
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Processes, streams and files
+// ---------------------------------------------------------------------------------------------
+
+/// <summary>A process that is measured.</summary>
+sealed class Child : IDisposable
+{
+    static readonly ConcurrentDictionary<Child, bool> running = [];
+
+    readonly Process process;
+    readonly string name;
+    readonly byte[] line = new byte[256];
+
+    Child(ProcessStartInfo start, string name)
+    {
+        foreach (var variable in start.Environment.Keys.Where(key => key.EndsWith("_proxy", StringComparison.OrdinalIgnoreCase) || key == "STREAMER_ADDRESS").ToArray())
+            start.Environment.Remove(variable);
+        start.Environment["PEER_PACKAGES"] = "streaming";
+        start.Environment["DOTNET_ROOT"] = Path.GetDirectoryName(Environment.ProcessPath);
+        this.name = name;
+        process = Process.Start(start)!;
+        running[this] = true;
+    }
+
+    public static Child WithPipes(string program, string[] arguments) =>
+        new(new(program, arguments) { RedirectStandardInput = true, RedirectStandardOutput = true }, program);
+
+    /// <summary>Process only knows pipes, which would make the harness a part of what is measured; exec keeps the process id.</summary>
+    public static Child WithFiles(string program, string[] arguments, string input, string output)
+    {
+        var start = new ProcessStartInfo("sh", ["-c", "exec \"$0\" \"$@\" <\"$BENCH_IN\" >\"$BENCH_OUT\"", program, .. arguments]);
+        (start.Environment["BENCH_IN"], start.Environment["BENCH_OUT"]) = (input, output);
+        return new(start, program);
+    }
+
+    public void Write(ReadOnlySpan<byte> bytes)
+    {
+        process.StandardInput.BaseStream.Write(bytes);
+        process.StandardInput.BaseStream.Flush();
+    }
+
+    public void Close() => process.StandardInput.Close();
+
+    /// <summary>The next line with its end; only for a process that has no more than one line to print.</summary>
+    public ReadOnlySpan<byte> ReadLine()
+    {
+        var used = 0;
+        while (used == 0 || line[used - 1] != '\n')
+        {
+            var count = used == line.Length ? 0 : process.StandardOutput.BaseStream.Read(line, used, line.Length - used);
+            Program.Require(count > 0, $"{Path.GetFileName(name)} prints no line");
+            used += count;
+        }
+        return line.AsSpan(0, used);
+    }
+
+    public void ReadExactly(byte[] into) => process.StandardOutput.BaseStream.ReadExactly(into);
+
+    public string ReadToEnd() => process.StandardOutput.ReadToEnd();
+
+    public bool HasEndedWithin(int milliseconds) => process.WaitForExit(milliseconds);
+
+    /// <summary>Waits for its end, which must be a good one.</summary>
+    public void End()
+    {
+        process.WaitForExit();
+        Program.Require(process.ExitCode == 0, $"{Path.GetFileName(name)} exits with {process.ExitCode}");
+    }
+
+    /// <summary>A figure of /proc/PID/status; 0 once it has ended.</summary>
+    public double MiB(string figure)
+    {
+        try
+        {
+            return File.ReadLines($"/proc/{process.Id}/status").FirstOrDefault(line => line.StartsWith(figure, StringComparison.Ordinal)) is { } line
+                ? double.Parse(line.Split(':')[1].Replace("kB", "")) / 1024 : 0;
+        }
+        catch (IOException)
+        {
+            return 0;
+        }
+    }
+
+    public void Dispose()
+    {
+        if (!running.TryRemove(this, out _))
+            return;
+        process.Kill();
+        process.WaitForExit();
+        process.Dispose();
+    }
+
+    public static void KillAll()
+    {
+        foreach (var child in running.Keys)
+            child.Dispose();
+    }
+
+    /// <summary>Ends everything from any thread.</summary>
+    public static void Abort(string why)
+    {
+        Console.Error.WriteLine($"bench: {why}");
+        KillAll();
+        Files.Remove();
+        Environment.Exit(1);
+    }
+}
+
+/// <summary>A server that accepts connections.</summary>
+sealed class Server : IDisposable
+{
+    public Server(Stack stack)
+    {
+        // Not every peer can tell which port it was given for 0.
+        using (var free = new TcpListener(IPAddress.Loopback, 0))
+        {
+            free.Start();
+            Port = ((IPEndPoint)free.LocalEndpoint).Port;
+        }
+        Process = Child.WithFiles(stack.Program, stack.Serve(Port), "/dev/null", "/dev/null");
+        while (true)
+            try
+            {
+                using var probe = new TcpClient("127.0.0.1", Port);
+                return;
+            }
+            catch (SocketException)
+            {
+                Program.Require(!Process.HasEndedWithin(20), $"the server of {stack.Name} does not start");
+            }
+    }
+
+    public int Port { get; }
+
+    public Child Process { get; }
+
+    public void Dispose() => Process.Dispose();
+}
+
+/// <summary>A server of each stack.</summary>
+sealed class Servers(Stack[] stacks) : IDisposable
+{
+    readonly Dictionary<Stack, Server> all = stacks.ToDictionary(stack => stack, stack => new Server(stack));
+
+    public Server this[Stack stack] => all[stack];
+
+    public void Dispose()
+    {
+        foreach (var server in all.Values)
+            server.Dispose();
+    }
+}
+
+/// <summary>Streams of FindMaximum that have each sent one number and had its answer, and stay open.</summary>
+sealed class IdleStreams : IDisposable
+{
+    // The message {1: 7}, in gRPC's frame: request and response are the same bytes.
+    static readonly byte[] seven = [0, 0, 0, 0, 2, 8, 7];
+
+    readonly List<HttpMessageInvoker> connections = [];
+    readonly TaskCompletionSource end = new(TaskCreationOptions.RunContinuationsAsynchronously);
+
+    public IdleStreams(int port, int connectionCount, int streams)
+    {
+        for (var i = 0; i < connectionCount; i++)
+        {
+            // Without EnableMultipleHttp2Connections a handler has exactly one.
+            var connection = new HttpMessageInvoker(new SocketsHttpHandler { UseProxy = false });
+            connections.Add(connection);
+            // The first tells how many streams the server allows.
+            OpenAsync(connection, port).GetAwaiter().GetResult();
+            Task.WhenAll(Enumerable.Range(1, streams - 1).Select(_ => OpenAsync(connection, port))).GetAwaiter().GetResult();
+        }
+    }
+
+    async Task OpenAsync(HttpMessageInvoker connection, int port)
+    {
+        var request = new HttpRequestMessage(HttpMethod.Post, $"http://127.0.0.1:{port}/streaming.CalculatorService/FindMaximum")
+        {
+            Version = HttpVersion.Version20,
+            VersionPolicy = HttpVersionPolicy.RequestVersionExact,
+            Content = new Body(end.Task),
+        };
+        request.Headers.TE.Add(new("trailers"));
+        var response = await connection.SendAsync(request, default).WaitAsync(TimeSpan.FromSeconds(30));
+        var answer = new byte[seven.Length];
+        await (await response.Content.ReadAsStreamAsync()).ReadExactlyAsync(answer).AsTask().WaitAsync(TimeSpan.FromSeconds(30));
+        Program.Require(answer.AsSpan().SequenceEqual(seven), "an idle stream gets a wrong answer");
+    }
+
+    public void Dispose()
+    {
+        end.TrySetResult();
+        foreach (var connection in connections)
+            connection.Dispose();
+    }
+
+    sealed class Body : HttpContent
+    {
+        readonly Task end;
+
+        public Body(Task end)
+        {
+            this.end = end;
+            Headers.ContentType = new MediaTypeHeaderValue("application/grpc");
+        }
+
+        protected override async Task SerializeToStreamAsync(Stream stream, TransportContext? context)
+        {
+            await stream.WriteAsync(seven);
+            await stream.FlushAsync();
+            await end;
+        }
+
+        protected override bool TryComputeLength(out long length)
+        {
+            length = -1;
+            return false;
+        }
+    }
+}
+
+/// <summary>What goes in and what must come out.</summary>
+static class Files
+{
+    static readonly DirectoryInfo folder = Directory.CreateTempSubdirectory("streamer-bench-");
+
+    public static readonly string Output = Path.Combine(folder.FullName, "output");
+
+    /// <summary>1 to <paramref name="count"/>: every number is a new maximum.</summary>
+    public static string Counting(int count) => Written($"counting-{count}", stream => Write(stream, 1, count));
+
+    /// <summary><paramref name="count"/>, then 1 to <paramref name="count"/> - 1: only the first is a maximum.</summary>
+    public static string LargestFirst(int count) => Written($"largest-first-{count}", stream =>
+    {
+        stream.Write(Line(count));
+        Write(stream, 1, count - 1);
+    });
+
+    public static string Largest(int count) => Written($"largest-{count}", stream => stream.Write(Line(count)));
+
+    public static byte[] Line(long number) => Encoding.ASCII.GetBytes($"{number}\n");
+
+    public static byte[] Lines(long first, int count)
+    {
+        var lines = new MemoryStream();
+        Write(lines, first, count);
+        return lines.ToArray();
+    }
+
+    static void Write(Stream stream, long first, int count)
+    {
+        Span<byte> line = stackalloc byte[24];
+        for (var number = first; number < first + count; number++)
+        {
+            Utf8Formatter.TryFormat(number, line, out var length);
+            line[length] = (byte)'\n';
+            stream.Write(line[..(length + 1)]);
+        }
+    }
+
+    static string Written(string name, Action<Stream> write)
+    {
+        var path = Path.Combine(folder.FullName, name);
+        if (!File.Exists(path))
+        {
+            using var stream = new FileStream(path, FileMode.CreateNew, FileAccess.Write, FileShare.Read, 1 << 20);
+            write(stream);
+        }
+        return path;
+    }
+
+    public static void Check(string path, string expected, string who)
+    {
+        using FileStream got = File.OpenRead(path), wanted = File.OpenRead(expected);
+        var same = got.Length == wanted.Length;
+        byte[] a = new byte[1 << 20], b = new byte[1 << 20];
+        for (int count; same && (count = got.ReadAtLeast(a, a.Length, throwOnEndOfStream: false)) > 0;)
+            same = wanted.ReadAtLeast(b, b.Length, throwOnEndOfStream: false) == count && a.AsSpan(0, count).SequenceEqual(b.AsSpan(0, count));
+        Program.Require(same, $"the output of {who} is not right: {got.Length} bytes of {wanted.Length}");
+    }
+
+    public static void Clear()
+    {
+        foreach (var file in folder.GetFiles())
+            file.Delete();
+    }
+
+    public static void Remove() => folder.Delete(recursive: true);
+}
