@@ -5,7 +5,7 @@ using System.Text;
 namespace Streamer.Tests;
 
 /// <summary>The gRPC status codes (grpc/doc/statuscodes.md).</summary>
-enum Status
+public enum Status
 {
     Ok, Cancelled, Unknown, InvalidArgument, DeadlineExceeded, NotFound, AlreadyExists, PermissionDenied,
     ResourceExhausted, FailedPrecondition, Aborted, OutOfRange, Unimplemented, Internal, Unavailable,

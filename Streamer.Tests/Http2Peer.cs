@@ -9,7 +9,7 @@ namespace Streamer.Tests;
 enum FrameType : byte { Data, Headers, Priority, RstStream, Settings, PushPromise, Ping, GoAway, WindowUpdate, Continuation }
 
 /// <summary>Error codes of HTTP/2 (RFC 9113, section 7).</summary>
-enum ErrorCode : uint
+public enum ErrorCode : uint
 {
     NoError, ProtocolError, InternalError, FlowControlError, SettingsTimeout, StreamClosed, FrameSizeError,
     RefusedStream, Cancel, CompressionError, ConnectError, EnhanceYourCalm, InadequateSecurity, Http11Required,
