@@ -1,0 +1,677 @@
+using System.Net;
+using System.Net.Sockets;
+using System.Text;
+using Xunit;
+
+namespace Streamer.Tests;
+
+/// <summary>What the client makes of the frames that servers send it, good and bad.</summary>
+public class WireClient
+{
+    static readonly (string, string)[] ok = [("grpc-status", "0")];
+
+    static (string, string)[] ResponseHeaders(params (string Name, string Value)[] more) => [(":status", "200"), ("content-type", "application/grpc"), .. more];
+
+    static (string, string)[] TrailersOnly(Status status, string message = "") => ResponseHeaders(("grpc-status", $"{status:D}"), ("grpc-message", message));
+
+    /// <summary>A server that does the same on each connection.</summary>
+    sealed class FakeServer : IAsyncDisposable
+    {
+        readonly Socket listener = new(SocketType.Stream, ProtocolType.Tcp);
+        readonly List<Http2Peer> peers = [];
+
+        public FakeServer(Func<Http2Peer, Task> serve, bool silent = false)
+        {
+            listener.Bind(new IPEndPoint(IPAddress.Loopback, 0));
+            listener.Listen();
+            Address = $"http://127.0.0.1:{((IPEndPoint)listener.LocalEndPoint!).Port}";
+            Serving = ServeAsync(serve, silent);
+        }
+
+        public string Address { get; }
+
+        /// <summary>Ends with what the first connection's script ends with.</summary>
+        public Task Serving { get; }
+
+        public int Connections => peers.Count;
+
+        async Task ServeAsync(Func<Http2Peer, Task> serve, bool silent)
+        {
+            peers.Add(await Http2Peer.AcceptAsync(listener, silent));
+            _ = ServeMoreAsync(serve, silent);
+            await serve(peers[0]);
+        }
+
+        async Task ServeMoreAsync(Func<Http2Peer, Task> serve, bool silent)
+        {
+            try
+            {
+                while (true)
+                {
+                    var peer = await Http2Peer.AcceptAsync(listener, silent);
+                    peers.Add(peer);
+                    _ = serve(peer);
+                }
+            }
+            catch (SocketException)
+            {
+            }
+        }
+
+        public async ValueTask DisposeAsync()
+        {
+            listener.Dispose();
+            foreach (var peer in peers)
+                await peer.DisposeAsync();
+        }
+    }
+
+    /// <summary>Runs `max` against a server that waits for the request and then sends these frames.</summary>
+    static Task<Result> AnswerAsync(Func<int, Frame[]> frames, params string[] arguments) => AnswerAsync("1 2 3\n", frames, arguments);
+
+    static Task<Result> AnswerAsync(string input, Func<int, Frame[]> frames, params string[] arguments) =>
+        ServeAsync(input, async (peer, stream) => await peer.SendAsync(frames(stream)), arguments);
+
+    /// <summary>Runs `max` against a server that waits for the request and then does this.</summary>
+    static async Task<Result> ServeAsync(string input, Func<Http2Peer, int, Task> serve, params string[] arguments)
+    {
+        await using var server = new FakeServer(async peer => await serve(peer, (await peer.ReadRequestAsync()).Stream));
+        var result = await Tool.RunAsync(input, [.. arguments is ["greet", ..] ? (string[])[] : ["max"], .. arguments, "--address", server.Address]);
+        await server.Serving.WaitAsync(Tool.Patience);
+        return result;
+    }
+
+    /// <summary>The exit code is the status's, stdout is these lines, and stderr is one line.</summary>
+    static void AssertEnd(Status status, string output, Result result)
+    {
+        Assert.Equal((status == Status.Ok ? 0 : 64 + (int)status, output), (result.ExitCode, result.Output));
+        Assert.True(status == Status.Ok ? result.Error == "" : result.Error.StartsWith("streamer: ") && result.Error.Count(c => c == '\n') == 1, result.ToString());
+    }
+
+    // The request
+
+    [Fact]
+    public async Task TheRequestIsGrpcs()
+    {
+        (string Name, string Value)[] fields = [];
+        await using var server = new FakeServer(async peer =>
+        {
+            (var stream, fields) = await peer.ReadRequestAsync();
+            await peer.SendAsync(Frame.Headers(stream, TrailersOnly(Status.Ok), end: true));
+        });
+        AssertEnd(Status.Ok, "", await Tool.RunAsync("", "max", "--address", server.Address, "--deadline", "90",
+            "-H", "X-Mixed: Some text, with: a colon", "-H", "x-twice: 1", "-H", "x-twice: 2", "-H", "trace-bin: AAEC/w==", "-H", "short-bin:AAEC/w", "-H", "empty:", "-H", "expires: 0", "-H", "allow: all"));
+        var version = (await Tool.RunAsync("", "--version")).Output.Trim();
+        Assert.Equal([":authority", ":method", ":path", ":scheme"], fields.Where(field => field.Name[0] == ':').Select(field => field.Name).Order());
+        Assert.All(fields[..4], field => Assert.Equal(':', field.Name[0]));
+        Assert.Equal(fields.Length, fields.DistinctBy(field => field.Name).Count());
+        var values = fields.ToDictionary();
+        var timeout = values["grpc-timeout"];
+        Assert.Equal(new Dictionary<string, string>
+        {
+            [":method"] = "POST",
+            [":scheme"] = "http",
+            [":path"] = Grpc.FindMaximum,
+            [":authority"] = new Uri(server.Address).Authority,
+            ["te"] = "trailers",
+            ["content-type"] = "application/grpc",
+            ["user-agent"] = $"streamer/{version}",
+            ["grpc-accept-encoding"] = "identity,gzip",
+            ["grpc-timeout"] = timeout,
+            ["x-mixed"] = "Some text, with: a colon",
+            ["x-twice"] = "1, 2",
+            ["trace-bin"] = "AAEC/w==",
+            ["short-bin"] = "AAEC/w",
+            ["empty"] = "",
+            ["expires"] = "0",
+            ["allow"] = "all",
+        }.Order(), values.Order());
+        Assert.Matches("^[0-9]{1,8}[HMSmun]$", timeout);
+    }
+
+    [Theory]
+    [InlineData("no colon")]
+    [InlineData(": no name")]
+    [InlineData(":path: /x")]
+    [InlineData("sp ace: x")]
+    [InlineData("naïve: x")]
+    [InlineData("a/b: x")]
+    [InlineData("grpc-timeout: 1S")]
+    [InlineData("grpc-anything: x")]
+    [InlineData("te: x")]
+    [InlineData("content-type: text/plain")]
+    [InlineData("User-Agent: x")]
+    [InlineData("host: x")]
+    [InlineData("connection: close")]
+    [InlineData("x: naïve")]
+    [InlineData("x: a\nb")]
+    [InlineData("x-bin: not base64")]
+    [InlineData("x-bin: AAAAA")]
+    public async Task AHeaderThatCannotBeMetadataIsRefused(string header)
+    {
+        var result = await Tool.RunAsync("", "max", "-H", header);
+        Assert.Equal((2, ""), (result.ExitCode, result.Output));
+        Assert.Equal(1, result.Error.Count(c => c == '\n'));
+    }
+
+    [Theory]
+    [InlineData("0.5")]
+    [InlineData("3600")]
+    [InlineData("4000000")]
+    public async Task TheDeadlineIsSent(string seconds)
+    {
+        var timeout = "";
+        await using var server = new FakeServer(async peer =>
+        {
+            var (stream, fields) = await peer.ReadRequestAsync();
+            timeout = fields.Single(field => field.Name == "grpc-timeout").Value;
+            await peer.SendAsync(Frame.Headers(stream, TrailersOnly(Status.Ok), end: true));
+        });
+        await Tool.RunAsync("", "max", "--address", server.Address, "--deadline", seconds);
+        await server.Serving;
+        var value = long.Parse(timeout[..^1]) * timeout[^1] switch { 'H' => 3600, 'M' => 60, 'S' => 1, 'm' => 1e-3, 'u' => 1e-6, _ => 1e-9 };
+        Assert.InRange(value, 0.01, double.Parse(seconds));
+    }
+
+    [Fact]
+    public async Task MessagesDoNotWaitForTheResponsesHeaders()
+    {
+        await using var server = new FakeServer(async peer =>
+        {
+            var (stream, _) = await peer.ReadRequestAsync();
+            var received = new List<byte>();
+            while (await peer.ReadAsync() is { Type: FrameType.Data } data)
+            {
+                received.AddRange(data.Payload);
+                if (data.EndsStream)
+                    break;
+            }
+            await peer.SendAsync(Frame.Headers(stream, ResponseHeaders()), Frame.Data(stream, [.. received]), Frame.Headers(stream, ok, end: true));
+        });
+        AssertEnd(Status.Ok, "1\n-2\n0\n3\n", await Tool.RunAsync("1 -2 0 3\n", "max", "--address", server.Address));
+    }
+
+    [Fact]
+    public async Task EachAnswerIsPrintedAsItComes()
+    {
+        await using var server = new FakeServer(async peer =>
+        {
+            var (stream, _) = await peer.ReadRequestAsync();
+            await peer.SendAsync(Frame.Headers(stream, ResponseHeaders()));
+            while (await peer.ReadAsync() is { Type: FrameType.Data, EndsStream: false } data)
+                await peer.SendAsync(data);
+            await peer.SendAsync(Frame.Headers(stream, ok, end: true));
+        });
+        await using var tool = Running.Start("max", "--address", server.Address);
+        for (var i = 0; i < 10; i++)
+        {
+            await tool.WriteLineAsync($"{i}");
+            Assert.Equal($"{i}", await tool.ReadLineAsync());
+        }
+        tool.Input.Close();
+        AssertEnd(Status.Ok, "", await tool.EndAsync());
+    }
+
+    // Statuses
+
+    [Theory]
+    [InlineData(Status.Cancelled)]
+    [InlineData(Status.InvalidArgument)]
+    [InlineData(Status.Unauthenticated)]
+    [InlineData(Status.Unavailable)]
+    public async Task ATrailersOnlyStatusIsTheCalls(Status status)
+    {
+        var result = await AnswerAsync(stream => [Frame.Headers(stream, TrailersOnly(status, "as you were"), end: true)]);
+        AssertEnd(status, "", result);
+        Assert.EndsWith(": as you were\n", result.Error);
+    }
+
+    [Fact]
+    public async Task ATrailersOnlyOkIsAnEmptyStream() =>
+        AssertEnd(Status.Ok, "", await AnswerAsync(stream => [Frame.Headers(stream, TrailersOnly(Status.Ok), end: true)]));
+
+    [Theory]
+    [InlineData("caf%C3%A9 %E2%82%AC", "café €")]
+    [InlineData("100%25", "100%")]
+    [InlineData("100%", "100%")]
+    [InlineData("%4", "%4")]
+    [InlineData("%zz%41", "%zzA")]
+    [InlineData("a%0Ab%0D%0Ac", "a b c")]
+    [InlineData("a+b", "a+b")]
+    public async Task TheMessageOfAStatusIsDecoded(string sent, string shown)
+    {
+        var result = await AnswerAsync(stream => [Frame.Headers(stream, ResponseHeaders()), Frame.Headers(stream, [("grpc-status", "9"), ("grpc-message", sent)], end: true)]);
+        AssertEnd(Status.FailedPrecondition, "", result);
+        Assert.EndsWith($": {shown}\n", result.Error);
+    }
+
+    [Theory]
+    [InlineData("%1B[2J%1B]0;title%07")]
+    [InlineData("%C2%9B2J")]
+    public async Task AStatusMessageCannotControlTheTerminal(string sent)
+    {
+        var result = await AnswerAsync(stream => [Frame.Headers(stream, TrailersOnly(Status.Aborted, sent), end: true)]);
+        AssertEnd(Status.Aborted, "", result);
+        Assert.DoesNotContain(result.Error.TrimEnd('\n'), char.IsControl);
+    }
+
+    [Theory]
+    [InlineData("seven")]
+    [InlineData("99")]
+    [InlineData("-1")]
+    [InlineData("+1")]
+    [InlineData("")]
+    [InlineData("OK")]
+    [InlineData("1,2")]
+    [InlineData("99999999999")]
+    public async Task AStatusThatIsNoneIsUnknown(string status)
+    {
+        var result = await AnswerAsync(stream => [Frame.Headers(stream, ResponseHeaders()), Frame.Data(stream, Grpc.Numbers(1)), Frame.Headers(stream, [("grpc-status", status)], end: true)]);
+        AssertEnd(Status.Unknown, "1\n", result);
+        Assert.Contains(status, result.Error);
+    }
+
+    [Fact]
+    public async Task AStreamWithoutTrailersIsInternal() => AssertEnd(Status.Internal, "1\n2\n", await AnswerAsync(stream =>
+        [Frame.Headers(stream, ResponseHeaders()), Frame.Data(stream, Grpc.Numbers(1, 2), end: true)]));
+
+    [Fact]
+    public async Task HeadersThatEndTheStreamWithoutAStatusAreInternal() => AssertEnd(Status.Internal, "", await AnswerAsync(stream =>
+        [Frame.Headers(stream, ResponseHeaders(), end: true)]));
+
+    [Fact]
+    public async Task TrailersWithoutAStatusAreUnknown() => AssertEnd(Status.Unknown, "1\n2\n", await AnswerAsync(stream =>
+        [Frame.Headers(stream, ResponseHeaders()), Frame.Data(stream, Grpc.Numbers(1, 2)), Frame.Headers(stream, [("x-other", "1")], end: true)]));
+
+    [Theory]
+    [InlineData(400, Status.Internal)]
+    [InlineData(401, Status.Unauthenticated)]
+    [InlineData(403, Status.PermissionDenied)]
+    [InlineData(404, Status.Unimplemented)]
+    [InlineData(429, Status.Unavailable)]
+    [InlineData(502, Status.Unavailable)]
+    [InlineData(503, Status.Unavailable)]
+    [InlineData(504, Status.Unavailable)]
+    [InlineData(204, Status.Unknown)]
+    [InlineData(302, Status.Unknown)]
+    [InlineData(405, Status.Unknown)]
+    [InlineData(415, Status.Unknown)]
+    [InlineData(500, Status.Unknown)]
+    public async Task AnHttpStatusIsMapped(int http, Status status)
+    {
+        var result = await AnswerAsync(stream => [Frame.Headers(stream, [(":status", $"{http}"), ("content-type", "text/html"), ("location", "/elsewhere")]), Frame.Data(stream, "<p>"u8.ToArray(), end: true)]);
+        AssertEnd(status, "", result);
+        Assert.Contains($"{http}", result.Error);
+    }
+
+    [Fact]
+    public async Task AGrpcStatusGoesBeforeTheHttpStatus() => AssertEnd(Status.PermissionDenied, "", await AnswerAsync(stream =>
+        [Frame.Headers(stream, [(":status", "503"), ("content-type", "application/grpc"), ("grpc-status", "7")], end: true)]));
+
+    [Theory]
+    [InlineData("text/html; charset=utf-8")]
+    [InlineData("application/json")]
+    [InlineData("application/grpc-web+proto")]
+    [InlineData("application/grpcish")]
+    public async Task AContentTypeThatIsNotGrpcIsUnknown(string contentType)
+    {
+        var result = await AnswerAsync(stream => [Frame.Headers(stream, [(":status", "200"), ("content-type", contentType)]), Frame.Data(stream, Grpc.Numbers(1)), Frame.Headers(stream, ok, end: true)]);
+        AssertEnd(Status.Unknown, "", result);
+        Assert.Contains(contentType, result.Error);
+    }
+
+    [Theory]
+    [InlineData("application/grpc+proto")]
+    [InlineData("application/grpc;charset=utf-8")]
+    [InlineData("application/grpc+proto; v=1")]
+    public async Task ContentTypesOfGrpcAreAccepted(string contentType) => AssertEnd(Status.Ok, "1\n", await AnswerAsync(stream =>
+        [Frame.Headers(stream, [(":status", "200"), ("content-type", contentType)]), Frame.Data(stream, Grpc.Numbers(1)), Frame.Headers(stream, ok, end: true)]));
+
+    [Fact]
+    public async Task NoContentTypeIsUnknown() => AssertEnd(Status.Unknown, "", await AnswerAsync(stream =>
+        [Frame.Headers(stream, [(":status", "200")]), Frame.Data(stream, Grpc.Numbers(1), end: true)]));
+
+    // Ends of a stream and of a connection
+
+    [Theory]
+    [InlineData(ErrorCode.NoError, Status.Internal)]
+    [InlineData(ErrorCode.ProtocolError, Status.Internal)]
+    [InlineData(ErrorCode.InternalError, Status.Internal)]
+    [InlineData(ErrorCode.FlowControlError, Status.Internal)]
+    [InlineData(ErrorCode.RefusedStream, Status.Unavailable)]
+    [InlineData(ErrorCode.Cancel, Status.Cancelled)]
+    [InlineData(ErrorCode.ConnectError, Status.Internal)]
+    [InlineData(ErrorCode.EnhanceYourCalm, Status.ResourceExhausted)]
+    [InlineData(ErrorCode.InadequateSecurity, Status.PermissionDenied)]
+    [InlineData(ErrorCode.Http11Required, Status.Internal)]
+    [InlineData((ErrorCode)1000, Status.Internal)]
+    public async Task AResetIsMapped(ErrorCode reset, Status status)
+    {
+        AssertEnd(status, "", await AnswerAsync(stream => [Frame.RstStream(stream, reset)]));
+        AssertEnd(status, "1\n", await AnswerAsync(stream => [Frame.Headers(stream, ResponseHeaders()), Frame.Data(stream, Grpc.Numbers(1)), Frame.RstStream(stream, reset)]));
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task ALostConnectionIsUnavailable(bool reset)
+    {
+        foreach (var before in new Func<int, Frame[]>[] { _ => [], stream => [Frame.Headers(stream, ResponseHeaders())] })
+        {
+            var result = await ServeAsync("1 2 3\n", async (peer, stream) =>
+            {
+                await peer.SendAsync(before(stream));
+                if (reset)
+                    peer.ResetConnection();
+                else
+                    await peer.DisposeAsync();
+            });
+            AssertEnd(Status.Unavailable, "", result);
+            Assert.Contains("lost", result.Error);
+        }
+    }
+
+    [Fact]
+    public async Task ARefusedConnectionIsUnavailable()
+    {
+        using var taken = new Socket(SocketType.Stream, ProtocolType.Tcp);
+        taken.Bind(new IPEndPoint(IPAddress.Loopback, 0));
+        var address = $"http://127.0.0.1:{((IPEndPoint)taken.LocalEndPoint!).Port}";
+        var result = await Tool.RunAsync("1\n", "max", "--address", address);
+        AssertEnd(Status.Unavailable, "", result);
+        Assert.Contains($"nothing listens at {address}", result.Error);
+    }
+
+    [Theory]
+    [InlineData("HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\nno\n")]
+    [InlineData("HTTP/1.0 505 HTTP Version Not Supported\r\n\r\n")]
+    [InlineData("HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")]
+    public async Task APeerThatSpeaksHttp1IsUnavailable(string answer)
+    {
+        for (var split = 0; split < 12; split += 3)
+        {
+            await using var server = new FakeServer(async peer =>
+            {
+                await peer.WriteAsync(Encoding.ASCII.GetBytes(answer[..split]));
+                await peer.WriteAsync(Encoding.ASCII.GetBytes(answer[split..]));
+            }, silent: true);
+            var result = await Tool.RunAsync("1 2 3\n", "max", "--address", server.Address);
+            AssertEnd(Status.Unavailable, "", result);
+            Assert.Contains("HTTP/1.1", result.Error);
+        }
+    }
+
+    [Fact]
+    public async Task APeerThatSpeaksSomethingElseIsAnErrorInOneLine()
+    {
+        foreach (var greeting in new[] { "SSH-2.0-OpenSSH_9.9\r\n", "220 mail ESMTP\r\n", "\0\0", "" })
+        {
+            await using var server = new FakeServer(async peer =>
+            {
+                await peer.WriteAsync(Encoding.ASCII.GetBytes(greeting));
+                peer.Finish();
+            }, silent: true);
+            var result = await Tool.RunAsync("1 2 3\n", "max", "--address", server.Address);
+            AssertEnd(result.ExitCode == 64 + (int)Status.Internal ? Status.Internal : Status.Unavailable, "", result);
+        }
+    }
+
+    public enum Ending { Reset, ResetWithoutError, GoAwayWithError, GoAwayAndFin, Fin, Close, TcpReset, MalformedFrame, NoTrailers, Oversized, Reserved }
+
+    [Theory]
+    [InlineData(Ending.Reset, Status.Internal)]
+    [InlineData(Ending.ResetWithoutError, Status.Internal)]
+    [InlineData(Ending.GoAwayWithError, Status.Unavailable)]
+    [InlineData(Ending.GoAwayAndFin, Status.Unavailable)]
+    [InlineData(Ending.Fin, Status.Unavailable)]
+    [InlineData(Ending.Close, Status.Unavailable)]
+    [InlineData(Ending.TcpReset, Status.Unavailable)]
+    [InlineData(Ending.MalformedFrame, Status.Internal)]
+    [InlineData(Ending.NoTrailers, Status.Internal)]
+    [InlineData(Ending.Oversized, Status.ResourceExhausted)]
+    [InlineData(Ending.Reserved, Status.Internal)]
+    public Task AnswersBeforeAnErrorArePrinted(Ending ending, Status status) => RepeatAsync(async i =>
+    {
+        // A few in one frame, each in a padded one, or a megabyte: where there is much, there is much to lose.
+        var (count, padded) = (i % 3) switch { 0 => (3, false), 1 => (3, true), _ => (150_000, false) };
+        // What a TCP reset has overtaken in the kernel cannot be had back.
+        if (count > 3 && ending is Ending.TcpReset or Ending.Close)
+            count = 3;
+        long[] numbers = [.. Enumerable.Range(1, count).Select(number => (long)number)];
+        var result = await ServeAsync("1 2 3\n", async (peer, stream) =>
+        {
+            await peer.SendAsync(
+            [
+                Frame.Headers(stream, ResponseHeaders()),
+                .. padded ? numbers.Select(number => Frame.PaddedData(stream, Grpc.Numbers(number), (byte)(number * 80))) : Frame.AllData(stream, Grpc.Numbers(numbers)),
+                .. ending switch
+                {
+                    Ending.Reset => [Frame.RstStream(stream, ErrorCode.InternalError)],
+                    Ending.ResetWithoutError => [Frame.RstStream(stream, ErrorCode.NoError)],
+                    Ending.GoAwayWithError => [Frame.GoAway(stream, ErrorCode.InternalError, "the end")],
+                    Ending.GoAwayAndFin => [Frame.GoAway(stream, ErrorCode.NoError)],
+                    Ending.MalformedFrame => [new Frame(FrameType.WindowUpdate, 0, stream, [1, 2, 3])],
+                    Ending.NoTrailers => [Frame.Data(stream, [], end: true)],
+                    Ending.Oversized => [Frame.Data(stream, Grpc.Prefix(Grpc.MaxMessage + 1))],
+                    Ending.Reserved => [Frame.Data(stream, Grpc.Prefix(0, flag: 9))],
+                    _ => (Frame[])[],
+                },
+            ]);
+            if (ending is Ending.Fin or Ending.GoAwayAndFin or Ending.GoAwayWithError)
+                peer.Finish();
+            else if (ending == Ending.Close)
+                await peer.DisposeAsync();
+            else if (ending == Ending.TcpReset)
+                peer.ResetConnection();
+        });
+        AssertEnd(status, string.Concat(numbers.Select(number => $"{number}\n")), result);
+    });
+
+    /// <summary>Fifty times, four at a time, so that a race is lost some time.</summary>
+    static Task RepeatAsync(Func<int, Task> test) =>
+        Parallel.ForEachAsync(Enumerable.Range(0, 50), new ParallelOptions { MaxDegreeOfParallelism = 4 }, async (i, _) => await test(i));
+
+    [Fact]
+    public Task AnOkThatComesEarlyEndsTheCallWhileInputGoesOn() => RepeatAsync(async i =>
+    {
+        await using var server = new FakeServer(async peer =>
+        {
+            var (stream, _) = await peer.ReadRequestAsync();
+            await peer.SendAsync(i % 2 == 0
+                ? [Frame.Headers(stream, ResponseHeaders()), Frame.Data(stream, Grpc.Numbers(1, 2, 3)), Frame.Headers(stream, ok, end: true), Frame.RstStream(stream, ErrorCode.NoError)]
+                : [Frame.Headers(stream, TrailersOnly(Status.Ok), end: true), Frame.RstStream(stream, ErrorCode.NoError)]);
+        });
+        await using var tool = Running.Start("max", "--address", server.Address);
+        var feeding = FeedWithoutEndAsync(tool);
+        AssertEnd(Status.Ok, i % 2 == 0 ? "1\n2\n3\n" : "", await tool.EndAsync());
+        await feeding;
+    });
+
+    [Fact]
+    public async Task AnEarlyStatusEndsTheCallWhileInputWaits()
+    {
+        await using var server = new FakeServer(async peer =>
+        {
+            var (stream, _) = await peer.ReadRequestAsync();
+            await peer.SendAsync(Frame.Headers(stream, TrailersOnly(Status.PermissionDenied, "no"), end: true));
+        });
+        await using var tool = Running.Start("max", "--address", server.Address);
+        AssertEnd(Status.PermissionDenied, "", await tool.EndAsync());
+    }
+
+    static async Task FeedWithoutEndAsync(Running tool)
+    {
+        try
+        {
+            while (true)
+                await tool.WriteLineAsync("1 2 3");
+        }
+        catch (IOException)
+        {
+        }
+    }
+
+    [Theory]
+    [InlineData(256)]
+    [InlineData(512)]
+    [InlineData(100)]
+    public async Task AFrameMayComeInPieces(int length)
+    {
+        var result = await ServeAsync("1\n", async (peer, stream) =>
+        {
+            var padding = (byte)(length - 1 - Grpc.Numbers(5).Length);
+            byte[] padded = [.. Frame.PaddedData(stream, [.. Grpc.Numbers(5), .. new byte[length > 256 ? 256 : 0]], padding).ToBytes()];
+            Assert.Equal(Frame.HeaderSize + length, padded.Length);
+            byte[] bytes = [.. Frame.Headers(stream, ResponseHeaders()).ToBytes(), .. padded];
+            // The pieces must not arrive as one: a PING that comes back tells that the one before was read.
+            foreach (var piece in new[] { bytes[..^length], bytes[^length..] })
+            {
+                await peer.WriteAsync(piece);
+                await Task.Delay(300);
+            }
+            await peer.SendAsync(Frame.Headers(stream, ok, end: true));
+        });
+        AssertEnd(length > 256 ? Status.Internal : Status.Ok, "5\n", result);
+    }
+
+    [Fact]
+    public async Task AGoAwayThatCoversTheStreamLetsItFinish()
+    {
+        var result = await ServeAsync("1 2 3\n", async (peer, stream) =>
+        {
+            await peer.SendAsync(Frame.Headers(stream, ResponseHeaders()), Frame.Data(stream, Grpc.Numbers(1)), Frame.GoAway(int.MaxValue, ErrorCode.NoError), Frame.GoAway(stream, ErrorCode.NoError));
+            while (await peer.ReadAsync() is { EndsStream: false })
+                ;
+            await peer.SendAsync(Frame.Data(stream, Grpc.Numbers(2)), Frame.Headers(stream, ok, end: true));
+        });
+        AssertEnd(Status.Ok, "1\n2\n", result);
+    }
+
+    public enum Refusal { GoAway, GoAwayWithError, Reset, GoAwayAfterMessages, ResetAfterMessages }
+
+    [Theory]
+    [InlineData(Refusal.GoAway)]
+    [InlineData(Refusal.GoAwayWithError)]
+    [InlineData(Refusal.Reset)]
+    [InlineData(Refusal.GoAwayAfterMessages)]
+    [InlineData(Refusal.ResetAfterMessages)]
+    public async Task WhatARefusedStreamSentIsNeitherLostNorSentTwice(Refusal refusal)
+    {
+        var received = new List<byte>();
+        await using var server = new FakeServer(async peer =>
+        {
+            var (stream, _) = await peer.ReadRequestAsync();
+            if (refusal >= Refusal.GoAwayAfterMessages)
+                lock (received)
+                    while (received.Count == 0 && peer.ReadAsync().Result is { Type: FrameType.Data } data)
+                        received.AddRange(data.Payload);
+            await peer.SendAsync(refusal switch
+            {
+                Refusal.GoAwayWithError => [Frame.GoAway(0, ErrorCode.EnhanceYourCalm, "too_many_pings")],
+                Refusal.GoAway or Refusal.GoAwayAfterMessages => [Frame.GoAway(0, ErrorCode.NoError)],
+                _ => [Frame.RstStream(stream, ErrorCode.RefusedStream)],
+            });
+            if (refusal < Refusal.GoAwayAfterMessages)
+                while (await peer.ReadAsync() is { } frame)
+                    lock (received)
+                        if (frame.Type == FrameType.Data)
+                            received.AddRange(frame.Payload);
+        });
+        await using var tool = Running.Start("max", "--address", server.Address);
+        await tool.WriteLineAsync("1 2 3");
+        AssertEnd(Status.Unavailable, "", await tool.EndAsync());
+        lock (received)
+            Assert.True(received.Count <= Grpc.Numbers(1, 2, 3).Length, $"{received.Count} bytes over {server.Connections} connections");
+    }
+
+    // Messages
+
+    [Fact]
+    public async Task GzipAnswersAreRead() => AssertEnd(Status.Ok, "5\n6\n0\n7\n", await AnswerAsync(stream =>
+    [
+        Frame.Headers(stream, ResponseHeaders(("grpc-encoding", "gzip"))),
+        Frame.Data(stream, [.. Grpc.Message(Grpc.Gzip(Grpc.Field(1, 5)), flag: 1), .. Grpc.Numbers(6), .. Grpc.Message(Grpc.Gzip([]), flag: 1), .. Grpc.Message(Grpc.Gzip(Grpc.Field(1, 7)), flag: 1)]),
+        Frame.Headers(stream, ok, end: true),
+    ]));
+
+    [Fact]
+    public async Task AnAnswerOfExactly4MiBIsAccepted()
+    {
+        var text = new string('x', Grpc.MaxMessage - 5);
+        var result = await ServeAsync("Ada\n", async (peer, stream) =>
+        {
+            await peer.SendAsync(Frame.Headers(stream, ResponseHeaders()));
+            await peer.SendDataAsync(stream, Grpc.Message(Grpc.Field(1, text)));
+            await peer.SendAsync(Frame.Headers(stream, ok, end: true));
+        }, "greet");
+        AssertEnd(Status.Ok, text + "\n", result);
+    }
+
+    public static TheoryData<string, byte[], string?, Status> BadAnswers
+    {
+        get
+        {
+            var gzip = Grpc.Gzip(Grpc.Field(1, 5));
+            return new()
+            {
+                { "compressed without an encoding", Grpc.Message(gzip, flag: 1), null, Status.Internal },
+                { "compressed with identity", Grpc.Message(gzip, flag: 1), "identity", Status.Internal },
+                { "compressed in another encoding", Grpc.Message(gzip, flag: 1), "snappy", Status.Internal },
+                { "not gzip", Grpc.Message(Grpc.Field(1, 5), flag: 1), "gzip", Status.Internal },
+                { "gzip of nothing", Grpc.Message([], flag: 1), "gzip", Status.Internal },
+                { "gzip cut off", Grpc.Message(gzip[..^9], flag: 1), "gzip", Status.Internal },
+                { "gzip with a wrong checksum", Grpc.Message([.. gzip[..^8], (byte)(gzip[^8] ^ 1), .. gzip[^7..]], flag: 1), "gzip", Status.Internal },
+                { "a gzip bomb", Grpc.Message(Grpc.Gzip(new byte[100_000_000]), flag: 1), "gzip", Status.ResourceExhausted },
+                { "oversized", Grpc.Prefix(Grpc.MaxMessage + 1), null, Status.ResourceExhausted },
+                { "4 GiB", Grpc.Prefix(uint.MaxValue), null, Status.ResourceExhausted },
+                { "malformed", Grpc.Message([0x08]), null, Status.Internal },
+                { "another message", Grpc.Message(Grpc.Field(1, "text"))[..^1], null, Status.Internal },
+                { "a reserved flag byte", Grpc.Message([], flag: 2), null, Status.Internal },
+                { "cut off in the prefix", [0, 0], null, Status.Internal },
+                { "cut off in the message", Grpc.Numbers(500)[..^1], null, Status.Internal },
+            };
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(BadAnswers))]
+    public async Task ABadAnswerEndsInTheRightStatus(string what, byte[] answer, string? encoding, Status status)
+    {
+        Assert.NotEmpty(what);
+        AssertEnd(status, "1\n2\n3\n", await AnswerAsync(stream =>
+        [
+            Frame.Headers(stream, encoding is null ? ResponseHeaders() : ResponseHeaders(("grpc-encoding", encoding))),
+            .. Frame.AllData(stream, [.. Grpc.Numbers(1, 2, 3), .. answer]),
+            Frame.Headers(stream, ok, end: true),
+        ]));
+    }
+
+    // Deadlines
+
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public async Task TheDeadlineEndsACallToAPeerThatSaysNothing(bool silent)
+    {
+        await using var server = new FakeServer(_ => Task.CompletedTask, silent);
+        var result = await Tool.RunAsync("1 2 3\n", "max", "--address", server.Address, "--deadline", "1");
+        AssertEnd(Status.DeadlineExceeded, "", result);
+    }
+
+    [Fact]
+    public async Task AnswersBeforeTheDeadlineArePrinted()
+    {
+        var result = await AnswerAsync(stream => [Frame.Headers(stream, ResponseHeaders()), Frame.Data(stream, Grpc.Numbers(1, 2, 3))], "--deadline", "3");
+        AssertEnd(Status.DeadlineExceeded, "1\n2\n3\n", result);
+    }
+
+    [Fact]
+    public async Task TheDeadlineEndsACallToAPeerThatDoesNotRead()
+    {
+        await using var server = new FakeServer(async peer => await peer.SendAsync(Frame.Headers((await peer.ReadRequestAsync()).Stream, ResponseHeaders())));
+        await using var tool = Running.Start("max", "--address", server.Address, "--deadline", "3");
+        var feeding = FeedWithoutEndAsync(tool);
+        AssertEnd(Status.DeadlineExceeded, "", await tool.EndAsync());
+        await feeding;
+    }
+}

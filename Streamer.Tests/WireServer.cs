@@ -1,0 +1,753 @@
+using System.Text;
+using Xunit;
+
+namespace Streamer.Tests;
+
+/// <summary>One `streamer serve` for all tests of a class.</summary>
+public sealed class SharedServer : IAsyncLifetime
+{
+    RunningServer server = null!;
+
+    public int Port => server.Port;
+
+    public async ValueTask InitializeAsync() => server = await RunningServer.StartAsync();
+
+    public ValueTask DisposeAsync() => server.DisposeAsync();
+}
+
+/// <summary>What the server makes of the frames that peers send it, good and bad.</summary>
+public class WireServer(SharedServer server) : IClassFixture<SharedServer>
+{
+    const string HealthCheck = "/grpc.health.v1.Health/Check", HealthWatch = "/grpc.health.v1.Health/Watch";
+
+    static readonly byte[] malformed = [0x08];
+
+    /// <summary>A call with a whole body; afterwards the connection must still be good for another one.</summary>
+    async Task<Response> CallAsync(string path, byte[] body, params (string Name, string? Value)[] fields)
+    {
+        await using var peer = await Http2Peer.ConnectAsync(server.Port);
+        var id = await peer.RequestAsync(path, fields);
+        // A server that has seen enough need not read the rest.
+        _ = peer.SendDataAsync(id, body, end: true);
+        var response = await peer.ReadResponseAsync(id);
+        await WorksAsync(peer);
+        return response;
+    }
+
+    static async Task WorksAsync(Http2Peer peer)
+    {
+        var id = await peer.RequestAsync(Grpc.FindMaximum, []);
+        await peer.SendDataAsync(id, Grpc.Numbers(1, 5, 3), end: true);
+        AssertNumbers([1, 5], Status.Ok, await peer.ReadResponseAsync(id));
+    }
+
+    async Task WorksAsync()
+    {
+        await using var peer = await Http2Peer.ConnectAsync(server.Port);
+        await WorksAsync(peer);
+    }
+
+    static void AssertStatus(Status status, Response response)
+    {
+        Assert.True(response.Status == status, response.ToString());
+        Assert.Equal(200, response.HttpStatus);
+        Assert.Equal("application/grpc", response.Header("content-type"));
+        Assert.Equal(response.Headers.Length, response.Headers.DistinctBy(field => field.Name).Count());
+        Assert.Equal(response.Trailers.Length, response.Trailers.DistinctBy(field => field.Name).Count());
+        Assert.True(response.IsTrailersOnly || response.HeadersFrames == 2 && response.Header("grpc-status") is null, response.ToString());
+    }
+
+    static void AssertNumbers(long[] numbers, Status status, Response response)
+    {
+        AssertStatus(status, response);
+        Assert.Equal(numbers, Grpc.ToNumbers(response.Messages));
+    }
+
+    // Requests
+
+    [Theory]
+    [InlineData("application/grpc")]
+    [InlineData("application/grpc+proto")]
+    [InlineData("application/grpc; charset=utf-8")]
+    [InlineData("application/grpc+proto;v=1")]
+    [InlineData("Application/GRPC")]
+    public async Task ContentTypesOfGrpcAreAccepted(string contentType) =>
+        AssertNumbers([7], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Numbers(7), ("content-type", contentType)));
+
+    [Theory]
+    [InlineData("application/json")]
+    [InlineData("application/grpc-web")]
+    [InlineData("application/grpc-web+proto")]
+    [InlineData("application/grpc+json")]
+    [InlineData("application/grpcproto")]
+    [InlineData("text/plain; application/grpc")]
+    [InlineData(null)]
+    public async Task OtherContentTypesGet415(string? contentType)
+    {
+        var response = await CallAsync(Grpc.FindMaximum, Grpc.Numbers(7), ("content-type", contentType));
+        Assert.Equal(415, response.HttpStatus);
+        Assert.Empty(response.Messages);
+    }
+
+    [Theory]
+    [InlineData("GET")]
+    [InlineData("PUT")]
+    [InlineData("HEAD")]
+    [InlineData("OPTIONS")]
+    [InlineData("SPLICE")]
+    public async Task MethodsOtherThanPostAreRefused(string method)
+    {
+        var response = await CallAsync(Grpc.FindMaximum, Grpc.Numbers(7), (":method", method));
+        Assert.Equal(405, response.HttpStatus);
+        Assert.Equal("POST", response.Header("allow"));
+    }
+
+    [Theory]
+    [InlineData("/streaming.CalculatorService/FindMinimum")]
+    [InlineData("/streaming.Nothing/FindMaximum")]
+    [InlineData("/streaming.calculatorservice/findmaximum")]
+    [InlineData("/streaming.CalculatorService/FindMaximum/")]
+    [InlineData("/streaming.CalculatorService")]
+    [InlineData("/")]
+    [InlineData("//")]
+    public async Task AnUnknownMethodIsUnimplementedInTrailersOnly(string path)
+    {
+        var response = await CallAsync(path, Grpc.Numbers(7));
+        AssertStatus(Status.Unimplemented, response);
+        Assert.True(response.IsTrailersOnly, response.ToString());
+    }
+
+    [Theory]
+    [InlineData("/%C3%A9t%C3%A9/x")]
+    [InlineData("/a%25b/c")]
+    [InlineData("/a%0Ab/c%0D")]
+    [InlineData("/%E2%82%AC%F0%9F%98%80/~")]
+    public async Task AMethodIsQuotedAsItIsOnTheWire(string path)
+    {
+        var response = await CallAsync(path, []);
+        AssertStatus(Status.Unimplemented, response);
+        Assert.Contains(path, Uri.UnescapeDataString(response.GrpcMessage!));
+    }
+
+    [Theory]
+    [InlineData("été")]
+    [InlineData("100% a%41")]
+    [InlineData("a\r\nb\t\0\u007f~ ")]
+    [InlineData("€😀")]
+    public async Task TheMessageOfAStatusIsPercentEncoded(string service)
+    {
+        var response = await CallAsync(HealthCheck, Grpc.Message(Grpc.Field(1, service)));
+        AssertStatus(Status.NotFound, response);
+        Assert.All(response.GrpcMessage!, c => Assert.InRange(c, ' ', '~'));
+        Assert.Contains(service, Uri.UnescapeDataString(response.GrpcMessage!));
+    }
+
+    [Theory]
+    [InlineData(Grpc.FindMaximum)]
+    [InlineData("/calculator.CalculatorService/FindMaximum")]
+    public async Task FindMaximumHasTwoNames(string path) =>
+        AssertNumbers([-3, 0, 5, long.MaxValue], Status.Ok, await CallAsync(path, Grpc.Numbers(-3, -4, 0, 0, 5, 2, long.MaxValue, long.MinValue)));
+
+    [Theory]
+    [InlineData(Grpc.GreetEveryone)]
+    [InlineData("/greet.GreetService/GreetEveryone")]
+    public async Task GreetEveryoneHasTwoNames(string path)
+    {
+        var response = await CallAsync(path, [.. Grpc.Name("Ada"), .. Grpc.Name("Ada", "Lovelace")]);
+        AssertStatus(Status.Ok, response);
+        Assert.Equal(["Hello Ada!", "Hello Ada Lovelace!"], Grpc.ToGreetings(response.Messages));
+    }
+
+    [Theory]
+    [InlineData(Grpc.FindMaximum)]
+    [InlineData(Grpc.GreetEveryone)]
+    [InlineData("/calculator.CalculatorService/FindMaximum")]
+    [InlineData("/greet.GreetService/GreetEveryone")]
+    public async Task ResponseHeadersComeBeforeAnyMessage(string path)
+    {
+        await using var peer = await Http2Peer.ConnectAsync(server.Port);
+        var id = await peer.RequestAsync(path, []);
+        var response = new Response();
+        Assert.False(response.Add((await peer.ReadAsync())!));
+        Assert.Equal(200, response.HttpStatus);
+        Assert.Equal("application/grpc", response.Header("content-type"));
+        Assert.Null(response.Header("grpc-status"));
+        await peer.SendAsync(Frame.Data(id, [], end: true));
+        AssertStatus(Status.Ok, await peer.ReadResponseAsync(id, response));
+    }
+
+    [Fact]
+    public async Task ARequestWithoutABodyIsAnEmptyStream()
+    {
+        await using var peer = await Http2Peer.ConnectAsync(server.Port);
+        AssertNumbers([], Status.Ok, await peer.ReadResponseAsync(await peer.RequestAsync(Grpc.FindMaximum, [], end: true)));
+    }
+
+    // Messages
+
+    [Fact]
+    public async Task EachAnswerComesBeforeTheNextRequest()
+    {
+        await using var peer = await Http2Peer.ConnectAsync(server.Port);
+        var id = await peer.RequestAsync(Grpc.FindMaximum, []);
+        Assert.Equal(FrameType.Headers, (await peer.ReadAsync())!.Type);
+        for (var number = 1; number < 100; number++)
+        {
+            await peer.SendAsync(Frame.Data(id, Grpc.Numbers(number)));
+            Assert.Equal(Grpc.Numbers(number), (await peer.ReadAsync())!.Payload);
+        }
+    }
+
+    [Theory]
+    [InlineData(1)]
+    [InlineData(2)]
+    [InlineData(3)]
+    [InlineData(5)]
+    [InlineData(6)]
+    [InlineData(7)]
+    [InlineData(1000)]
+    public async Task MessagesMayBeSplitOverDataFramesInAnyWay(int size)
+    {
+        await using var peer = await Http2Peer.ConnectAsync(server.Port);
+        var id = await peer.RequestAsync(Grpc.FindMaximum, []);
+        long[] numbers = [.. Enumerable.Range(1, 300).Select(i => (long)i * i * i * i)];
+        foreach (var chunk in Grpc.Numbers(numbers).Chunk(size))
+            await peer.SendAsync(Frame.Data(id, chunk), Frame.Data(id, []));
+        await peer.SendAsync(Frame.Data(id, [], end: true));
+        AssertNumbers(numbers, Status.Ok, await peer.ReadResponseAsync(id));
+    }
+
+    [Fact]
+    public async Task ManyMessagesMayComeInOneFrame()
+    {
+        await using var peer = await Http2Peer.ConnectAsync(server.Port);
+        var id = await peer.RequestAsync(Grpc.FindMaximum, []);
+        long[] numbers = [.. Enumerable.Range(1, 2000).Select(i => (long)i)];
+        await peer.SendAsync(Frame.Data(id, Grpc.Numbers(numbers), end: true));
+        AssertNumbers(numbers, Status.Ok, await peer.ReadResponseAsync(id));
+    }
+
+    [Fact]
+    public async Task FramesMayBePadded()
+    {
+        await using var peer = await Http2Peer.ConnectAsync(server.Port);
+        var id = await peer.RequestAsync(Grpc.FindMaximum, []);
+        await peer.SendAsync(Frame.PaddedData(id, Grpc.Numbers(1), 255), Frame.PaddedData(id, [], 1), Frame.PaddedData(id, Grpc.Numbers(2), 0, end: true));
+        AssertNumbers([1, 2], Status.Ok, await peer.ReadResponseAsync(id));
+    }
+
+    [Fact]
+    public async Task RequestTrailersEndTheRequest()
+    {
+        await using var peer = await Http2Peer.ConnectAsync(server.Port);
+        var id = await peer.RequestAsync(Grpc.FindMaximum, []);
+        await peer.SendAsync(Frame.Data(id, Grpc.Numbers(1)), Frame.Headers(id, [("x-trailer", "1")], end: true));
+        AssertNumbers([1], Status.Ok, await peer.ReadResponseAsync(id));
+    }
+
+    [Fact]
+    public async Task AnEmptyMessageIsTheNumberZero() =>
+        AssertNumbers([-5, 0, 1], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Numbers(-5, 0, 0, 1)));
+
+    [Fact]
+    public async Task AnEmptyMessageIsAnEmptyName()
+    {
+        var response = await CallAsync(Grpc.GreetEveryone, [.. Grpc.Message([]), .. Grpc.Name(""), .. Grpc.Name("", "Lovelace")]);
+        AssertStatus(Status.Ok, response);
+        Assert.Equal(["Hello !", "Hello !", "Hello  Lovelace!"], Grpc.ToGreetings(response.Messages));
+    }
+
+    [Fact]
+    public async Task UnknownFieldsAreSkipped()
+    {
+        byte[] unknown = [.. Grpc.Field(2, 99), .. Grpc.Field(3, "text"), .. Grpc.Field(1000, 1), 0x21, .. new byte[8], 0x25, .. new byte[4], 0x2b, 0x2c];
+        AssertNumbers([6], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Message([.. unknown, .. Grpc.Field(1, 6), .. unknown])));
+    }
+
+    [Fact]
+    public async Task TheLastOfARepeatedFieldCounts() =>
+        AssertNumbers([2], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Message([.. Grpc.Field(1, 9), .. Grpc.Field(1, 2)])));
+
+    public static TheoryData<string, byte[]> MalformedMessages => new()
+    {
+        { "a key without a value", malformed },
+        { "a varint that never ends", [0x08, .. Enumerable.Repeat((byte)0xff, 20)] },
+        { "field number 0", [0x00, 0x01] },
+        { "wire type 7", [0x0f] },
+        { "a length beyond the message", [0x12, 0x7f, 0x01] },
+        { "a negative length", [0x12, 0xff, 0xff, 0xff, 0xff, 0x0f] },
+        { "a group that is not closed", [0x2b] },
+        { "a group's end without its start", [0x2c] },
+        { "groups nested too deep", [.. Enumerable.Repeat((byte)0x2b, 10_000)] },
+    };
+
+    [Theory]
+    [MemberData(nameof(MalformedMessages))]
+    public async Task AMalformedMessageIsInternal(string what, byte[] message)
+    {
+        Assert.NotEmpty(what);
+        AssertNumbers([1, 2, 3], Status.Internal, await CallAsync(Grpc.FindMaximum, [.. Grpc.Numbers(1, 2, 3), .. Grpc.Message(message)]));
+        AssertStatus(Status.Internal, await CallAsync(Grpc.GreetEveryone, Grpc.Message(message)));
+    }
+
+    [Theory]
+    [InlineData(2)]
+    [InlineData(128)]
+    [InlineData(255)]
+    public async Task AReservedFlagByteIsInternal(byte flag) =>
+        AssertNumbers([1, 2, 3], Status.Internal, await CallAsync(Grpc.FindMaximum, [.. Grpc.Numbers(1, 2, 3), .. Grpc.Message(Grpc.Field(1, 4), flag)]));
+
+    [Theory]
+    [InlineData(1)]
+    [InlineData(4)]
+    [InlineData(5)]
+    [InlineData(6)]
+    public async Task AHalfCloseInsideAMessageIsInternal(int length) =>
+        AssertNumbers([1, 2, 3], Status.Internal, await CallAsync(Grpc.FindMaximum, [.. Grpc.Numbers(1, 2, 3), .. Grpc.Numbers(4)[..length]]));
+
+    [Theory]
+    [InlineData(Grpc.MaxMessage + 1)]
+    [InlineData(int.MaxValue)]
+    [InlineData(uint.MaxValue)]
+    public async Task ALengthOverTheLimitIsResourceExhaustedFromTheFiveBytesAlone(long length)
+    {
+        await using var peer = await Http2Peer.ConnectAsync(server.Port);
+        var id = await peer.RequestAsync(Grpc.FindMaximum, []);
+        await peer.SendAsync(Frame.Data(id, [.. Grpc.Numbers(1, 2, 3), .. Grpc.Prefix(length)]));
+        AssertNumbers([1, 2, 3], Status.ResourceExhausted, await peer.ReadResponseAsync(id));
+        await WorksAsync(peer);
+    }
+
+    // A name in a message of exactly so many bytes.
+    static byte[] NameOfSize(int size) => Grpc.Field(1, Grpc.Field(1, new string('x', size - 10)));
+
+    [Fact]
+    public async Task AMessageOfExactly4MiBIsAccepted()
+    {
+        var name = NameOfSize(Grpc.MaxMessage);
+        Assert.Equal(Grpc.MaxMessage, name.Length);
+        var response = await CallAsync(Grpc.GreetEveryone, Grpc.Message(name));
+        AssertStatus(Status.Ok, response);
+        Assert.Equal(["Hello " + new string('x', Grpc.MaxMessage - 10) + "!"], Grpc.ToGreetings(response.Messages));
+    }
+
+    [Theory]
+    [InlineData(new byte[] { 0xff })]
+    [InlineData(new byte[] { 0xc3 })]
+    [InlineData(new byte[] { 0xc0, 0x80 })]
+    [InlineData(new byte[] { 0xed, 0xa0, 0x80 })]
+    [InlineData(new byte[] { 0x41, 0xf8, 0x88, 0x80, 0x80, 0x80 })]
+    public async Task InvalidUtf8InANameIsAnError(byte[] name)
+    {
+        var response = await CallAsync(Grpc.GreetEveryone, [.. Grpc.Name("Ada"), .. Grpc.Message(Grpc.Field(1, Grpc.Field(1, name)))]);
+        AssertStatus(response.Status == Status.InvalidArgument ? Status.InvalidArgument : Status.Internal, response);
+        Assert.Equal(["Hello Ada!"], Grpc.ToGreetings(response.Messages));
+    }
+
+    // Compression
+
+    [Fact]
+    public async Task GzipIsUnderstoodAndAdvertised()
+    {
+        byte[] body = [.. Grpc.Message(Grpc.Gzip(Grpc.Field(1, 5)), flag: 1), .. Grpc.Numbers(6), .. Grpc.Message(Grpc.Gzip([]), flag: 1), .. Grpc.Message(Grpc.Gzip(Grpc.Field(1, 7)), flag: 1)];
+        var response = await CallAsync(Grpc.FindMaximum, body, ("grpc-encoding", "gzip"));
+        AssertNumbers([5, 6, 7], Status.Ok, response);
+        Assert.Contains("gzip", response.Header("grpc-accept-encoding")!.Split(','));
+    }
+
+    [Theory]
+    [InlineData("identity")]
+    [InlineData("gzip")]
+    public async Task AnUncompressedMessageNeedsNoEncoding(string encoding) =>
+        AssertNumbers([5], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Numbers(5), ("grpc-encoding", encoding)));
+
+    [Theory]
+    [InlineData(0, Status.Ok)]
+    [InlineData(1, Status.ResourceExhausted)]
+    [InlineData(300_000_000, Status.ResourceExhausted)]
+    public async Task TheSizeLimitIsThatOfTheDecompressedBytes(int over, Status status)
+    {
+        var bytes = over < 2 ? NameOfSize(Grpc.MaxMessage + over) : new byte[over];
+        var response = await CallAsync(Grpc.GreetEveryone, [.. Grpc.Name("Ada"), .. Grpc.Message(Grpc.Gzip(bytes), flag: 1)], ("grpc-encoding", "gzip"));
+        AssertStatus(status, response);
+        Assert.Equal("Hello Ada!", Grpc.ToGreetings(response.Messages)[0]);
+    }
+
+    public static TheoryData<string, byte[]> BadGzip
+    {
+        get
+        {
+            var good = Grpc.Gzip(Grpc.Field(1, 5));
+            return new()
+            {
+                { "not gzip", Grpc.Field(1, 5) },
+                { "nothing", [] },
+                { "cut off in the header", good[..4] },
+                { "cut off in the data", good[..^9] },
+                { "cut off in the checksum", good[..^5] },
+                { "a wrong checksum", [.. good[..^8], (byte)(good[^8] ^ 1), .. good[^7..]] },
+                { "a wrong length", [.. good[..^1], (byte)(good[^1] ^ 1)] },
+                { "a reserved block type", [.. good[..10], 0x07, .. good[11..]] },
+            };
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(BadGzip))]
+    public async Task BadGzipIsInternal(string what, byte[] message)
+    {
+        Assert.NotEmpty(what);
+        AssertNumbers([1], Status.Internal, await CallAsync(Grpc.FindMaximum, [.. Grpc.Numbers(1), .. Grpc.Message(message, flag: 1)], ("grpc-encoding", "gzip")));
+    }
+
+    [Theory]
+    [InlineData("deflate")]
+    [InlineData("snappy")]
+    [InlineData("GZIP ")]
+    [InlineData("gzip, gzip")]
+    public async Task AnotherEncodingIsUnimplementedWithThoseThatAreNot(string encoding)
+    {
+        var response = await CallAsync(Grpc.FindMaximum, Grpc.Message(Grpc.Gzip(Grpc.Field(1, 5)), flag: 1), ("grpc-encoding", encoding));
+        AssertStatus(Status.Unimplemented, response);
+        Assert.Equal(["identity", "gzip"], response.Header("grpc-accept-encoding")!.Split(','));
+    }
+
+    [Theory]
+    [InlineData(null)]
+    [InlineData("identity")]
+    public async Task ACompressedFlagWithoutAnEncodingIsInternal(string? encoding) =>
+        AssertNumbers([1], Status.Internal, await CallAsync(Grpc.FindMaximum, [.. Grpc.Numbers(1), .. Grpc.Message(Grpc.Gzip(Grpc.Field(1, 5)), flag: 1)], ("grpc-encoding", encoding)));
+
+    // Deadlines
+
+    [Theory]
+    [InlineData("1H")]
+    [InlineData("99999999H")]
+    [InlineData("10M")]
+    [InlineData("00000600S")]
+    [InlineData("600000m")]
+    [InlineData("99999999m")]
+    public async Task ADeadlineFarOffChangesNothing(string timeout) =>
+        AssertNumbers([5], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Numbers(5), ("grpc-timeout", timeout)));
+
+    [Theory]
+    [InlineData("0H")]
+    [InlineData("0M")]
+    [InlineData("0S")]
+    [InlineData("1S")]
+    [InlineData("100m")]
+    [InlineData("200000u")]
+    [InlineData("99999999n")]
+    [InlineData("1n")]
+    public async Task AStreamEndsAtItsDeadline(string timeout)
+    {
+        await using var peer = await Http2Peer.ConnectAsync(server.Port);
+        foreach (var path in new[] { Grpc.FindMaximum, Grpc.GreetEveryone })
+        {
+            AssertStatus(Status.DeadlineExceeded, await peer.ReadResponseAsync(await peer.RequestAsync(path, [("grpc-timeout", timeout)])));
+            await WorksAsync(peer);
+        }
+    }
+
+    [Fact]
+    public async Task AnswersBeforeTheDeadlineAreSent()
+    {
+        await using var peer = await Http2Peer.ConnectAsync(server.Port);
+        var id = await peer.RequestAsync(Grpc.FindMaximum, [("grpc-timeout", "2S")]);
+        await peer.SendAsync(Frame.Data(id, Grpc.Numbers(1, 2, 3)));
+        AssertNumbers([1, 2, 3], Status.DeadlineExceeded, await peer.ReadResponseAsync(id));
+    }
+
+    [Theory]
+    [InlineData(1)]
+    [InlineData(400_000)]
+    public async Task ADeadlineResetsTheStreamOfAPeerThatDoesNotRead(int count)
+    {
+        await using var peer = await Http2Peer.ConnectAsync(server.Port, window: 0);
+        var id = await peer.RequestAsync(Grpc.FindMaximum, [("grpc-timeout", "1S")]);
+        var sending = peer.SendDataAsync(id, Grpc.Numbers([.. Enumerable.Range(1, count).Select(i => (long)i)]));
+        var response = await peer.ReadResponseAsync(id);
+        Assert.True(response.Reset is not null, response.ToString());
+        await peer.SendAsync(Frame.Settings((4, int.MaxValue)));
+        await WorksAsync(peer);
+    }
+
+    [Theory]
+    [InlineData("")]
+    [InlineData("1")]
+    [InlineData("S")]
+    [InlineData("-1S")]
+    [InlineData("+1S")]
+    [InlineData("1.5S")]
+    [InlineData("1s")]
+    [InlineData("1 S")]
+    [InlineData("1e3S")]
+    [InlineData("1SS")]
+    [InlineData("123456789S")]
+    [InlineData("1S, 2S")]
+    public async Task AMalformedTimeoutIsInternal(string timeout) =>
+        AssertStatus(Status.Internal, await CallAsync(Grpc.FindMaximum, Grpc.Numbers(5), ("grpc-timeout", timeout)));
+
+    // Ends that nobody announced
+
+    /// <summary>What a peer may have sent before it goes away, each with the bytes that make a leak show.</summary>
+    static Frame[] Beginning(int id, int point) =>
+    [
+        .. (Frame[])[Frame.Headers(id, Http2Peer.GrpcRequest(point % 2 == 0 ? Grpc.FindMaximum : Grpc.GreetEveryone), end: point == 1)],
+        .. point switch
+        {
+            0 or 1 => (Frame[])[],
+            2 => [Frame.Data(id, [0, 0])],
+            3 => [Frame.Data(id, Grpc.Prefix(1000))],
+            4 => Frame.AllData(id, [.. Grpc.Prefix(Grpc.MaxMessage), .. new byte[60_000]]),
+            5 => [Frame.Data(id, Grpc.Name("Ada"))],
+            6 => [Frame.Data(id, Grpc.Numbers(1, 2, 3)), Frame.Data(id, [0])],
+            7 => [Frame.Data(id, Grpc.Name("Ada"), end: true)],
+            _ => [Frame.Data(id, Grpc.Message(malformed))],
+        },
+    ];
+
+    const int Points = 9;
+
+    [Theory]
+    [InlineData(0)]
+    [InlineData(1)]
+    [InlineData(2)]
+    [InlineData(3)]
+    [InlineData(4)]
+    [InlineData(5)]
+    [InlineData(6)]
+    [InlineData(7)]
+    [InlineData(8)]
+    public async Task AResetAtAnyPointReleasesTheStream(int point)
+    {
+        // More than twice the streams that a connection may have at a time: one that stayed would be missed.
+        await using var peer = await Http2Peer.ConnectAsync(server.Port);
+        for (var i = 0; i < 250; i++)
+        {
+            var id = peer.NextStream();
+            await peer.SendAsync(Beginning(id, point));
+            if (i % 2 == 0 && point < Points - 1)
+                Assert.Equal(FrameType.Headers, (await peer.ReadAsync())!.Type);
+            await peer.SendAsync(Frame.RstStream(id, ErrorCode.Cancel));
+            await WorksAsync(peer);
+        }
+    }
+
+    [Fact]
+    public async Task AResetReleasesAStreamWhosePeerDoesNotRead()
+    {
+        await using var peer = await Http2Peer.ConnectAsync(server.Port, window: 0);
+        var body = Grpc.Numbers([.. Enumerable.Range(1, 3000).Select(i => (long)i)]);
+        for (var i = 0; i < 250; i++)
+        {
+            var id = peer.NextStream();
+            await peer.SendAsync([Frame.Headers(id, Http2Peer.GrpcRequest(Grpc.FindMaximum)), .. Frame.AllData(id, body)]);
+            Assert.Equal(FrameType.Headers, (await peer.ReadAsync())!.Type);
+            await peer.SendAsync(Frame.RstStream(id, ErrorCode.Cancel));
+        }
+        await peer.SendAsync(Frame.Settings((4, int.MaxValue)));
+        await WorksAsync(peer);
+    }
+
+    [Fact]
+    public async Task ConnectionsThatEndAtAnyPointLeaveNothingBehind()
+    {
+        await using var own = await RunningServer.StartAsync();
+        await EndConnectionsAsync(200);
+        var before = own.Process.Memory;
+        await EndConnectionsAsync(1500);
+        Assert.InRange(own.Process.Memory, 0, before * 3 / 2);
+
+        async Task EndConnectionsAsync(int count)
+        {
+            for (var i = 0; i < count; i++)
+            {
+                await using var peer = await Http2Peer.ConnectAsync(own.Port);
+                var bytes = Beginning(peer.NextStream(), i % Points).SelectMany(frame => frame.ToBytes()).ToArray();
+                // Every third leaves inside a frame.
+                await peer.WriteAsync(bytes[..^(i % 3)]);
+                if (i % 5 == 0)
+                    await peer.SendAsync(Frame.GoAway(0, ErrorCode.NoError, "bye"));
+                if (i % 2 == 0)
+                    peer.ResetConnection();
+            }
+            await using var last = await Http2Peer.ConnectAsync(own.Port);
+            await WorksAsync(last);
+        }
+    }
+
+    [Theory]
+    [InlineData("")]
+    [InlineData("PRI * HT")]
+    [InlineData("GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")]
+    [InlineData("\u0016\u0003\u0001\u0002\0\u0001")]
+    public async Task BytesThatAreNotHttp2HurtNobody(string bytes)
+    {
+        for (var i = 0; i < 20; i++)
+        {
+            await using var peer = await Http2Peer.ConnectSilentlyAsync(server.Port);
+            await peer.WriteAsync(Encoding.Latin1.GetBytes(bytes));
+        }
+        await WorksAsync();
+    }
+
+    [Fact]
+    public async Task AGoAwayFromTheClientLetsItsStreamFinish()
+    {
+        await using var peer = await Http2Peer.ConnectAsync(server.Port);
+        var id = await peer.RequestAsync(Grpc.FindMaximum, []);
+        await peer.SendAsync(Frame.Data(id, Grpc.Numbers(1)), Frame.GoAway(0, ErrorCode.NoError));
+        await peer.SendAsync(Frame.Data(id, Grpc.Numbers(2), end: true));
+        AssertNumbers([1, 2], Status.Ok, await peer.ReadResponseAsync(id));
+        await WorksAsync();
+    }
+
+    [Fact]
+    public async Task ABodyThatIsNotAsLongAsItsContentLengthHurtsNobody()
+    {
+        var response = await CallAsync(Grpc.FindMaximum, Grpc.Numbers(1), ("content-length", "1000"));
+        Assert.True(response.Status is not Status.Ok, response.ToString());
+        await WorksAsync();
+    }
+
+    // Health checking
+
+    public static readonly TheoryData<string> Services =
+    [
+        "", "streaming.GreetService", "streaming.CalculatorService", "greet.GreetService", "calculator.CalculatorService",
+        "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection",
+    ];
+
+    const long Serving = 1, ServiceUnknown = 3;
+
+    [Theory]
+    [MemberData(nameof(Services))]
+    public async Task HealthCheckKnowsEachService(string service) =>
+        AssertNumbers([Serving], Status.Ok, await CallAsync(HealthCheck, Grpc.Message(Grpc.Field(1, service))));
+
+    [Theory]
+    [InlineData("streaming.Nothing")]
+    [InlineData("streaming")]
+    [InlineData("/")]
+    public async Task HealthCheckOfAnUnknownServiceIsNotFound(string service) =>
+        AssertNumbers([], Status.NotFound, await CallAsync(HealthCheck, Grpc.Message(Grpc.Field(1, service))));
+
+    [Theory]
+    [MemberData(nameof(Services))]
+    public Task HealthWatchKnowsEachService(string service) => WatchesAsync(service, Serving);
+
+    [Fact]
+    public Task HealthWatchOfAnUnknownServiceIsServiceUnknown() => WatchesAsync("streaming.Nothing", ServiceUnknown);
+
+    async Task WatchesAsync(string service, long status)
+    {
+        await using var peer = await Http2Peer.ConnectAsync(server.Port);
+        var id = await peer.RequestAsync(HealthWatch, []);
+        await peer.SendAsync(Frame.Data(id, Grpc.Message(Grpc.Field(1, service)), end: true));
+        Assert.Equal(FrameType.Headers, (await peer.ReadAsync())!.Type);
+        Assert.Equal(Grpc.Numbers(status), (await peer.ReadAsync())!.Payload);
+    }
+
+    [Fact]
+    public async Task HealthWatchEndsAtItsDeadline()
+    {
+        await using var peer = await Http2Peer.ConnectAsync(server.Port);
+        var id = await peer.RequestAsync(HealthWatch, [("grpc-timeout", "1S")]);
+        await peer.SendAsync(Frame.Data(id, Grpc.Message([]), end: true));
+        AssertNumbers([Serving], Status.DeadlineExceeded, await peer.ReadResponseAsync(id));
+    }
+
+    [Fact]
+    public async Task AResetReleasesAHealthWatch()
+    {
+        await using var peer = await Http2Peer.ConnectAsync(server.Port);
+        for (var i = 0; i < 250; i++)
+        {
+            var id = await peer.RequestAsync(HealthWatch, []);
+            await peer.SendAsync(Frame.Data(id, Grpc.Message([]), end: true));
+            Assert.Equal(FrameType.Headers, (await peer.ReadAsync())!.Type);
+            Assert.Equal(FrameType.Data, (await peer.ReadAsync())!.Type);
+            await peer.SendAsync(Frame.RstStream(id, ErrorCode.Cancel));
+            await WorksAsync(peer);
+        }
+    }
+
+    // Reflection
+
+    const int FileByFilename = 3, FileContainingSymbol = 4, ListServices = 7;
+    const int FileDescriptorResponse = 4, ListServicesResponse = 6, ErrorResponse = 7;
+
+    async Task<(int Number, byte[] Bytes)[]> ReflectAsync(string version, params byte[][] requests)
+    {
+        var response = await CallAsync($"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo", [.. requests.SelectMany(request => Grpc.Message(request))]);
+        AssertStatus(Status.Ok, response);
+        Assert.Equal(requests.Length, response.Messages.Length);
+        // The oneof comes with the request that it answers.
+        return [.. response.Messages.Select((message, i) =>
+        {
+            var fields = Grpc.Fields(message);
+            Assert.Equal(requests[i], fields.Single(field => field.Number == 2).Bytes);
+            var answer = fields.Single(field => field.Number > 2);
+            return (answer.Number, answer.Bytes);
+        })];
+    }
+
+    static string Text(byte[] message, int field) => Encoding.UTF8.GetString(Grpc.Fields(message).Single(one => one.Number == field).Bytes);
+
+    [Theory]
+    [InlineData("v1")]
+    [InlineData("v1alpha")]
+    public async Task ReflectionListsTheServices(string version)
+    {
+        var answer = Assert.Single(await ReflectAsync(version, Grpc.Field(ListServices, "*"u8.ToArray())));
+        Assert.Equal(ListServicesResponse, answer.Number);
+        Assert.Equal(Services.Select(row => row.Data).Where(name => name != "").Order(), Grpc.Fields(answer.Bytes).Select(field => Text(field.Bytes, 1)).Order());
+    }
+
+    [Theory]
+    [InlineData("streaming.proto", "streaming.proto")]
+    [InlineData("greet.proto", "greet.proto")]
+    [InlineData("calculator.proto", "calculator.proto")]
+    [InlineData("grpc/health/v1/health.proto", "grpc/health/v1/health.proto")]
+    [InlineData("grpc/reflection/v1/reflection.proto", "grpc/reflection/v1/reflection.proto")]
+    [InlineData("grpc/reflection/v1alpha/reflection.proto", "grpc/reflection/v1alpha/reflection.proto")]
+    [InlineData("streaming.GreetService", "streaming.proto", FileContainingSymbol)]
+    [InlineData("streaming.GreetService.GreetEveryone", "streaming.proto", FileContainingSymbol)]
+    [InlineData("streaming.FindMaximumRequest", "streaming.proto", FileContainingSymbol)]
+    [InlineData("streaming.FindMaximumRequest.number", "streaming.proto", FileContainingSymbol)]
+    [InlineData("greet.Greeting.first_name", "greet.proto", FileContainingSymbol)]
+    [InlineData("calculator.CalculatorService", "calculator.proto", FileContainingSymbol)]
+    [InlineData("grpc.health.v1.Health.Watch", "grpc/health/v1/health.proto", FileContainingSymbol)]
+    [InlineData("grpc.health.v1.HealthCheckResponse.ServingStatus", "grpc/health/v1/health.proto", FileContainingSymbol)]
+    [InlineData("grpc.health.v1.HealthCheckResponse.SERVING", "grpc/health/v1/health.proto", FileContainingSymbol)]
+    [InlineData("grpc.reflection.v1.ServerReflectionRequest.message_request", "grpc/reflection/v1/reflection.proto", FileContainingSymbol)]
+    [InlineData("grpc.reflection.v1alpha.ServerReflection", "grpc/reflection/v1alpha/reflection.proto", FileContainingSymbol)]
+    public async Task ReflectionGivesTheFile(string asked, string file, int by = FileByFilename)
+    {
+        foreach (var version in new[] { "v1", "v1alpha" })
+        {
+            var answer = Assert.Single(await ReflectAsync(version, Grpc.Field(by, asked)));
+            Assert.Equal(FileDescriptorResponse, answer.Number);
+            Assert.Equal(file, Text(Grpc.Fields(answer.Bytes)[0].Bytes, 1));
+        }
+    }
+
+    [Theory]
+    [InlineData("v1")]
+    [InlineData("v1alpha")]
+    public async Task WhatReflectionDoesNotFindIsAnsweredInBand(string version)
+    {
+        var answers = await ReflectAsync(version,
+            Grpc.Field(FileByFilename, "nothing.proto"), Grpc.Field(FileContainingSymbol, "streaming.Nothing"),
+            Grpc.Field(FileContainingSymbol, "streaming.GreetService.Nothing"), Grpc.Field(FileContainingSymbol, "streaming"),
+            Grpc.Field(5, (byte[])[.. Grpc.Field(1, "streaming.Greeting"), .. Grpc.Field(2, 100)]), Grpc.Field(6, "streaming.Nothing"),
+            Grpc.Field(FileByFilename, "streaming.proto"));
+        Assert.All(answers[..^1], answer =>
+        {
+            Assert.Equal(ErrorResponse, answer.Number);
+            Assert.Equal((long)Status.NotFound, Grpc.Fields(answer.Bytes)[0].Value);
+        });
+        Assert.Equal(FileDescriptorResponse, answers[^1].Number);
+    }
+}
