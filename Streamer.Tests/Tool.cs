@@ -117,7 +117,7 @@ sealed class Running : IAsyncDisposable
     {
         await Input.BaseStream.WriteAsync(chunk);
         while (ioctl(((PipeStream)Input.BaseStream).SafePipeHandle, FIONREAD, out var unread) == 0 && unread > 0 && !HasExited)
-            await Task.Yield();
+            await Task.Delay(1);
     }
 
     const int FIONREAD = 0x541B;
