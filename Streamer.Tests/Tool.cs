@@ -1,7 +1,10 @@
 using System.Diagnostics;
+using System.Globalization;
+using System.IO.Pipes;
 using System.Reflection;
 using System.Runtime.InteropServices;
 using System.Text;
+using Xunit;
 
 namespace Streamer.Tests;
 
@@ -19,6 +22,17 @@ static class Tool
     /// <summary>How to start the tool: a file name, and arguments that come before the tool's own.</summary>
     public static (string File, string[] Arguments) Command =>
         Environment.GetEnvironmentVariable("STREAMER_TOOL") is { Length: > 0 } tool ? (tool, []) : ("dotnet", [Path.GetFullPath(About("Tool"))]);
+
+    /// <summary>Types a line into bash, where `streamer` is the tool, and waits for its end.</summary>
+    public static async Task<Result> TypeAsync(string line, params (string Name, string? Value)[] environment)
+    {
+        var (file, first) = Command;
+        // .NET's children ignore SIGPIPE, as nobody's shell does: `yes` would complain where it should just end.
+        await using var shell = Running.StartProcess("env",
+            ["--default-signal=PIPE", "bash", "-c", $$"""tool=("$@"); streamer() { "${tool[@]}" "$@"; }; {{line}}""", "bash", file, .. first], environment);
+        shell.Input.Close();
+        return await shell.EndAsync();
+    }
 
     /// <summary>Runs the tool with all of its input at hand, and waits for its end.</summary>
     public static Task<Result> RunAsync(string input, params string[] arguments) => RunAsync(Encoding.UTF8.GetBytes(input), arguments);
@@ -86,15 +100,10 @@ sealed class Running : IAsyncDisposable
     public StreamReader Output => process.StandardOutput;
     public bool HasExited => process.HasExited;
 
-    /// <summary>The process's memory in use, in bytes.</summary>
-    public long Memory
-    {
-        get
-        {
-            process.Refresh();
-            return process.WorkingSet64;
-        }
-    }
+    /// <summary>The most memory that the process has had in use so far, in MiB.</summary>
+    public int PeakMemory => int.Parse(
+        File.ReadLines($"/proc/{Id}/status").Single(line => line.StartsWith("VmHWM:", StringComparison.Ordinal)).AsSpan(6).Trim().TrimEnd(" kB"),
+        CultureInfo.InvariantCulture) / 1024;
 
     /// <summary>Writes a line and flushes it.</summary>
     public async Task WriteLineAsync(string line)
@@ -102,6 +111,19 @@ sealed class Running : IAsyncDisposable
         await Input.WriteAsync(line + "\n");
         await Input.FlushAsync();
     }
+
+    /// <summary>Writes some bytes and waits until the process has taken them, so that its reads end where these writes do.</summary>
+    public async Task WriteChunkAsync(ReadOnlyMemory<byte> chunk)
+    {
+        await Input.BaseStream.WriteAsync(chunk);
+        while (ioctl(((PipeStream)Input.BaseStream).SafePipeHandle, FIONREAD, out var unread) == 0 && unread > 0 && !HasExited)
+            await Task.Delay(1);
+    }
+
+    const int FIONREAD = 0x541B;
+
+    [DllImport("libc")]
+    static extern int ioctl(SafeHandle file, nuint request, out int value);
 
     /// <summary>The next line of stdout; null at its end.</summary>
     public Task<string?> ReadLineAsync() => Output.ReadLineAsync().WaitAsync(Tool.Patience);
@@ -172,4 +194,16 @@ sealed class RunningServer : IAsyncDisposable
     }
 
     public ValueTask DisposeAsync() => Process.DisposeAsync();
+}
+
+/// <summary>A server that the tests of a class share.</summary>
+public sealed class SharedServer : IAsyncLifetime
+{
+    RunningServer server = null!;
+
+    public string Address => server.Address;
+
+    public async ValueTask InitializeAsync() => server = await RunningServer.StartAsync();
+
+    public ValueTask DisposeAsync() => server.DisposeAsync();
 }
