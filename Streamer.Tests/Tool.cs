@@ -202,6 +202,7 @@ public sealed class SharedServer : IAsyncLifetime
     RunningServer server = null!;
 
     public string Address => server.Address;
+    public int Port => server.Port;
 
     public async ValueTask InitializeAsync() => server = await RunningServer.StartAsync();
 

@@ -3,18 +3,6 @@ using Xunit;
 
 namespace Streamer.Tests;
 
-/// <summary>One `streamer serve` for all tests of a class.</summary>
-public sealed class SharedServer : IAsyncLifetime
-{
-    RunningServer server = null!;
-
-    public int Port => server.Port;
-
-    public async ValueTask InitializeAsync() => server = await RunningServer.StartAsync();
-
-    public ValueTask DisposeAsync() => server.DisposeAsync();
-}
-
 /// <summary>What the server makes of the frames that peers send it, good and bad.</summary>
 public class WireServer(SharedServer server) : IClassFixture<SharedServer>
 {
