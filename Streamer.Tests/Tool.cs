@@ -100,6 +100,16 @@ sealed class Running : IAsyncDisposable
     public StreamReader Output => process.StandardOutput;
     public bool HasExited => process.HasExited;
 
+    /// <summary>The memory that the process has in use now, in bytes.</summary>
+    public long Memory
+    {
+        get
+        {
+            process.Refresh();
+            return process.WorkingSet64;
+        }
+    }
+
     /// <summary>The most memory that the process has had in use so far, in MiB.</summary>
     public int PeakMemory => int.Parse(
         File.ReadLines($"/proc/{Id}/status").Single(line => line.StartsWith("VmHWM:", StringComparison.Ordinal)).AsSpan(6).Trim().TrimEnd(" kB"),
