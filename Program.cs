@@ -84,9 +84,13 @@ static class Program
                 client => client.RunAsync<GreetEveryoneRequest, GreetEveryoneResponse>(new NameReader(ReadStdinAsync), Message.Append, Message.Decode(GreetEveryoneResponse.Parser), Lines.Append)),
         };
         root.Options.OfType<HelpOption>().Single().Action = new Help();
-        var parsed = root.Parse(args);
-        if (parsed.Errors is [.., var error] && parsed.Action is not Help)
-            return Fail(2, $"{error.Message} Try --help.");
+        root.Directives.Clear();
+        // A name on the command line may begin with @: it is not a file of arguments.
+        var parsed = root.Parse(args, new() { ResponseFileTokenReplacer = null });
+        var command = parsed.CommandResult.Command;
+        if (parsed.Errors is [var first, ..] && parsed.Action is not Help)
+            // Without a command the first error says just that, and the second, if any, why.
+            return Fail(2, $"{(command == root ? parsed.Errors.Skip(1).FirstOrDefault(first) : first).Message} (see {(command == root ? "" : "streamer ")}{command.Name} --help)");
         try
         {
             // Signals are ours: System.CommandLine would end the process two seconds after one.
@@ -130,16 +134,16 @@ static class Program
         var command = new Command(name, description) { address, method, deadline, wait, header, caCert, cert, key, insecure };
         command.SetAction((parsed, _) =>
         {
-            var asked = parsed.GetValue(address) ?? Environment.GetEnvironmentVariable("STREAMER_ADDRESS");
+            var asked = parsed.GetValue(address) ?? (Environment.GetEnvironmentVariable("STREAMER_ADDRESS") is { Length: > 0 } set ? set : null);
             return run(new(
-                Endpoint.Parse(string.IsNullOrEmpty(asked) ? Endpoint.Default : asked),
+                Endpoint.Parse(asked ?? Endpoint.Default),
                 Metadata.ParseMethod(parsed.GetValue(method) ?? rpc),
                 Metadata.Parse(parsed.GetValue(header) ?? []),
                 ClientTls.Load(parsed.GetValue(caCert), parsed.GetValue(cert), parsed.GetValue(key), parsed.GetValue(insecure)))
             {
                 Deadline = parsed.GetValue(deadline) is { } text ? Seconds("--deadline", text) : null,
                 WaitForReady = parsed.GetValue(wait),
-                MayServeItself = string.IsNullOrEmpty(asked),
+                MayServeItself = asked is null,
             });
         });
         return command;
@@ -489,6 +493,9 @@ sealed class NumberReader(ReadBytes source) : Reader<FindMaximumRequest>(source,
 /// <summary>Names, one a line, as requests: the first word is the first name, the rest the last name.</summary>
 sealed class NameReader(ReadBytes source) : Reader<GreetEveryoneRequest>(source, oneOfMany: false, default)
 {
+    // With the message around it, a longer one would be more than servers take.
+    const int MaxLength = Message.MaxSize - 32;
+
     long line = 1;
     bool begun;
 
@@ -500,8 +507,8 @@ sealed class NameReader(ReadBytes source) : Reader<GreetEveryoneRequest>(source,
         {
             var length = rest.IndexOf((byte)'\n');
             var name = length < 0 ? rest : rest[..length];
-            if (name.Length > Message.MaxSize)
-                throw new InputException($"line {line}: the name is longer than {Message.MaxSize} bytes");
+            if (name.Length > MaxLength)
+                throw new InputException($"line {line}: the name is longer than {MaxLength} bytes");
             if (length < 0 && !Ended)
                 return;
             if (!Utf8.IsValid(name))
@@ -754,8 +761,8 @@ static class Metadata
 
     /// <summary>--method's SERVICE/METHOD, as a path.</summary>
     /// <exception cref="UsageException">It is not two names with a slash between them.</exception>
-    public static string ParseMethod(string text) => text.TrimStart('/').Split('/') is [{ Length: > 0 }, { Length: > 0 }] && text.All(c => c is > ' ' and <= '~' and not ('?' or '#' or '%' or '\\'))
-        ? $"/{text.TrimStart('/')}" : throw new UsageException($"--method takes SERVICE/METHOD, not \"{text}\"");
+    public static string ParseMethod(string text) => text.TrimStart('/') is var name && name.Split('/') is [{ Length: > 0 }, { Length: > 0 }]
+        && name.All(c => char.IsAsciiLetterOrDigit(c) || c is '.' or '_' or '/') ? $"/{name}" : throw new UsageException($"--method takes SERVICE/METHOD, not \"{text}\"");
 
     /// <summary>-H's "name: value", checked as PROTOCOL-HTTP2 defines Custom-Metadata.</summary>
     /// <exception cref="UsageException">A name is invalid or gRPC's own, or a value is not ASCII or not base64.</exception>
@@ -1502,7 +1509,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
         {
             stdout.Write(lines.Span);
         }
-        catch (IOException e)
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
             outputProblem = e;
             throw new OperationCanceledException("stdout", e);
