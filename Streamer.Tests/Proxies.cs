@@ -1,6 +1,9 @@
 using System.Collections.Concurrent;
 using System.Net;
 using System.Net.Sockets;
+using System.Security.Cryptography;
+using System.Security.Cryptography.X509Certificates;
+using System.Text.RegularExpressions;
 using Xunit;
 
 namespace Streamer.Tests;
@@ -55,16 +58,20 @@ public class Proxies
         Assert.Equal(68, (await client.EndAsync()).ExitCode);
     }
 
+    // The proxies reset such a stream without a status; the client says it as PROTOCOL-HTTP2 maps the reset's code.
+    // nginx's depends on which of its two timers, for requests and for answers, is first.
     [Theory]
-    [InlineData("nginx", "")]
-    [InlineData("haproxy", "")]
-    public async Task IdleStreamIsCutOff(string name, string error)
+    [InlineData("nginx", 77, "streamer: INTERNAL: the server reset the stream: (PROTOCOL_ERROR|INTERNAL_ERROR)\n")]
+    [InlineData("haproxy", 65, "streamer: CANCELLED: the server reset the stream: CANCEL\n")]
+    public async Task IdleStreamIsCutOff(string name, int exitCode, string error)
     {
         await using var site = await Site.StartAsync(name, configuration => configuration.Replace(" 1h", " 3s"));
         await using var client = Running.Start("greet", "--address", site.Address);
         await client.WriteLineAsync("Ada");
         Assert.Equal("Hello Ada!", await client.ReadLineAsync());
-        Assert.Equal(new(78, "", error), await client.EndAsync());
+        var result = await client.EndAsync();
+        Assert.Equal(exitCode, result.ExitCode);
+        Assert.Matches($"^{error}$", result.Error);
     }
 
     [Theory]
@@ -115,18 +122,50 @@ public class Proxies
         }
     }
 
-    // What does not finish within the drain has all its answers and a status; calls on the other servers go on.
+    // What does not finish within the drain gets its answers and a status; calls on the other servers go on.
     [Theory, MemberData(nameof(Names))]
     public async Task DrainEndsCalls(string name)
     {
         await using var site = await Site.StartAsync(name, drain: 1);
-        var calls = Enumerable.Range(0, 30).Select(_ => new SlowCall(site.Address)).ToArray();
-        await Task.WhenAll(calls.Select(call => call.TurnAsync()));
+        await using var clients = new Group(Enumerable.Range(0, 6).Select(_ => Running.Start("greet", "--address", site.Address)));
+        foreach (var client in clients)
+        {
+            await client.WriteLineAsync("Ada");
+            Assert.Equal("Hello Ada!", await client.ReadLineAsync());
+        }
         site.Servers[0].Process.Signal("TERM");
         Assert.Equal(new(0, "", ""), await site.Servers[0].Process.EndAsync());
-        await Task.WhenAll(calls.Select(call => call.RunAsync(turns: 3)));
-        Assert.Equal(["0 ", "14 server is shutting down"], calls.Select(call => call.Outcome).Distinct().Order());
-        Assert.Equal(10, calls.Count(call => call.Outcome != "0 "));
+        var results = await Task.WhenAll(clients.Select(async client =>
+        {
+            await client.FeedAsync("Bea\n"u8.ToArray());
+            return await client.EndAsync();
+        }));
+        Assert.Equal(2, results.Count(result => result == new Result(78, "", "streamer: UNAVAILABLE: server is shutting down\n")));
+        Assert.Equal(4, results.Count(result => result == new Result(0, "Hello Bea!\n", "")));
+    }
+
+    // The servers then see requests for https come in without TLS.
+    [Theory, MemberData(nameof(Names))]
+    public async Task TlsMayEndAtProxy(string name)
+    {
+        var file = Path.GetTempFileName();
+        try
+        {
+            using var key = RSA.Create(2048);
+            var names = new SubjectAlternativeNameBuilder();
+            names.AddIpAddress(IPAddress.Loopback);
+            var request = new CertificateRequest("CN=proxy", key, HashAlgorithmName.SHA256, RSASignaturePadding.Pkcs1) { CertificateExtensions = { names.Build() } };
+            using var certificate = request.CreateSelfSigned(DateTimeOffset.Now.AddDays(-1), DateTimeOffset.Now.AddDays(1));
+            File.WriteAllText(file, $"{certificate.ExportCertificatePem()}\n{key.ExportPkcs8PrivateKeyPem()}\n");
+            await using var site = await Site.StartAsync(name, configuration => Regex.Replace(Regex.Replace(configuration,
+                "(listen .*) http2 (.*);", $"$1 ssl http2 $2; ssl_certificate {file}; ssl_certificate_key {file};"),
+                "(bind .*) proto h2", $"$1 ssl crt {file} alpn h2"));
+            Assert.Equal(new(0, "1\n5\n", ""), await Tool.RunAsync("1 5 3\n", "max", "--cacert", file, "--address", site.Address.Replace("http:", "https:")));
+        }
+        finally
+        {
+            File.Delete(file);
+        }
     }
 
     // HAProxy alone looks after its servers by itself.
@@ -247,6 +286,16 @@ sealed class Site : IAsyncDisposable
     }
 }
 
+/// <summary>Processes that end together.</summary>
+sealed class Group(IEnumerable<Running> processes) : List<Running>(processes), IAsyncDisposable
+{
+    public async ValueTask DisposeAsync()
+    {
+        foreach (var process in this)
+            await process.DisposeAsync();
+    }
+}
+
 /// <summary>A call of FindMaximum that takes its time: each number goes out after the answer to the one before.</summary>
 sealed class SlowCall
 {
@@ -293,6 +342,11 @@ sealed class SlowCall
         await stream.FlushAsync();
         var answer = new byte[message.Length];
         var response = await sending;
+        if (response.StatusCode != HttpStatusCode.OK)
+        {
+            Outcome = Status(response);
+            return;
+        }
         var count = await (await response.Content.ReadAsStreamAsync()).ReadAtLeastAsync(answer, answer.Length, throwOnEndOfStream: false);
         if (count == 0)
             Outcome = Status(response);
@@ -305,7 +359,8 @@ sealed class SlowCall
     {
         body.End();
         var response = await sending;
-        Assert.Equal(0, await (await response.Content.ReadAsStreamAsync()).ReadAsync(new byte[1]));
+        if (response.StatusCode == HttpStatusCode.OK)
+            Assert.Equal(0, await (await response.Content.ReadAsStreamAsync()).ReadAsync(new byte[1]));
         Outcome = Status(response);
     });
 
@@ -323,7 +378,7 @@ sealed class SlowCall
         {
             await step().WaitAsync(Tool.Patience);
         }
-        catch (Exception e) when (e is HttpRequestException or IOException or TimeoutException)
+        catch (Exception e) when (e is HttpRequestException or IOException or OperationCanceledException or TimeoutException)
         {
             Outcome = $"{number}: {e.GetType().Name}: {e.Message} {e.InnerException?.Message}";
         }
