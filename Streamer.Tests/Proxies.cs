@@ -1,0 +1,411 @@
+using System.Collections.Concurrent;
+using System.Net;
+using System.Net.Sockets;
+using System.Security.Cryptography;
+using System.Security.Cryptography.X509Certificates;
+using System.Text.RegularExpressions;
+using Xunit;
+
+namespace Streamer.Tests;
+
+/// <summary>Three servers behind the real nginx and the real HAProxy, with the configurations of the folder proxies.</summary>
+public class Proxies
+{
+    public static readonly TheoryData<string> Names = ["nginx", "haproxy"];
+
+    [Theory, MemberData(nameof(Names))]
+    public async Task AnswersComeAtOnce(string name)
+    {
+        await using var site = await Site.StartAsync(name);
+        await using var client = Running.Start("greet", "--address", site.Address);
+        for (var i = 0; i < 100; i++)
+        {
+            await client.WriteLineAsync($"Ada {i}");
+            Assert.Equal($"Hello Ada {i}!", await client.ReadLineAsync());
+        }
+        client.Input.Close();
+        Assert.Equal(new(0, "", ""), await client.EndAsync());
+    }
+
+    [Theory, MemberData(nameof(Names))]
+    public async Task StreamsMayBeLong(string name)
+    {
+        await using var site = await Site.StartAsync(name);
+        var numbers = string.Concat(Enumerable.Range(1, 500_000).Select(number => $"{number}\n"));
+        Assert.Equal(new(0, numbers, ""), await Tool.RunAsync(numbers, "max", "--address", site.Address));
+    }
+
+    [Theory, MemberData(nameof(Names))]
+    public async Task StreamsSpread(string name)
+    {
+        await using var site = await Site.StartAsync(name);
+        var calls = Enumerable.Range(0, 30).Select(_ => new SlowCall(site.Address)).ToArray();
+        await Task.WhenAll(calls.Select(call => call.TurnAsync()));
+        await Task.WhenAll(calls.Select(call => call.EndAsync()));
+        Assert.All(calls, call => Assert.Equal("0 ", call.Outcome));
+        foreach (var server in site.Servers)
+            await site.LogAsync(lines => lines.Count(line => line.Contains($"127.0.0.1:{server.Port} ")) == 10);
+    }
+
+    [Theory, MemberData(nameof(Names))]
+    public async Task StatusComesThrough(string name)
+    {
+        await using var site = await Site.StartAsync(name);
+        Assert.Equal(new(76, "", "streamer: UNIMPLEMENTED: unknown method /nobody.Knows/Max\n"), await Tool.RunAsync("1\n", "max", "--method", "nobody.Knows/Max", "--address", site.Address));
+        await using var client = Running.Start("max", "--deadline", "5", "--address", site.Address);
+        await client.WriteLineAsync("1");
+        Assert.Equal("1", await client.ReadLineAsync());
+        Assert.Equal(68, (await client.EndAsync()).ExitCode);
+    }
+
+    // The proxies reset such a stream without a status; the client says it as PROTOCOL-HTTP2 maps the reset's code.
+    // nginx's depends on which of its two timers, for requests and for answers, is first.
+    [Theory]
+    [InlineData("nginx", 77, "streamer: INTERNAL: the server reset the stream: (PROTOCOL_ERROR|INTERNAL_ERROR)\n")]
+    [InlineData("haproxy", 65, "streamer: CANCELLED: the server reset the stream: CANCEL\n")]
+    public async Task IdleStreamIsCutOff(string name, int exitCode, string error)
+    {
+        await using var site = await Site.StartAsync(name, configuration => configuration.Replace(" 1h", " 3s"));
+        await using var client = Running.Start("greet", "--address", site.Address);
+        await client.WriteLineAsync("Ada");
+        Assert.Equal("Hello Ada!", await client.ReadLineAsync());
+        var result = await client.EndAsync();
+        Assert.Equal(exitCode, result.ExitCode);
+        Assert.Matches($"^{error}$", result.Error);
+    }
+
+    [Theory]
+    [InlineData("nginx", 502)]
+    [InlineData("haproxy", 503)]
+    public async Task AllServersAreGone(string name, int status)
+    {
+        await using var site = await Site.StartAsync(name);
+        foreach (var server in site.Servers)
+        {
+            server.Process.Signal("TERM");
+            Assert.Equal(new(0, "", ""), await server.Process.EndAsync());
+        }
+        Assert.Equal(new(78, "", $"streamer: UNAVAILABLE: HTTP status {status} from {site.Address}, content type text/html\n"), await Tool.RunAsync("1\n", "max", "--address", site.Address));
+    }
+
+    // 300 calls run when a server is told to stop, and others begin before, during and after its drain.
+    [Theory, MemberData(nameof(Names))]
+    public async Task DrainLosesNoCall(string name)
+    {
+        await using var site = await Site.StartAsync(name, drain: 100);
+        var running = Enumerable.Range(0, 300).Select(_ => new SlowCall(site.Address)).ToArray();
+        await Task.WhenAll(running.Select(call => call.TurnAsync()));
+        var enough = new CancellationTokenSource();
+        var others = OthersAsync();
+        var ends = running.Select(call => call.RunAsync(turns: 30)).ToArray();
+        await Task.Delay(500, TestContext.Current.CancellationToken);
+        site.Servers[0].Process.Signal("TERM");
+        Assert.Equal(new(0, "", ""), await site.Servers[0].Process.EndAsync());
+        await Task.Delay(500, TestContext.Current.CancellationToken);
+        await enough.CancelAsync();
+        await Task.WhenAll(ends);
+        SlowCall[] all = [.. running, .. await others];
+        Assert.Equal($"{all.Length} x 0 ", string.Join("\n", all.GroupBy(call => call.Outcome).Select(calls => $"{calls.Count()} x {calls.Key}")));
+
+        async Task<List<SlowCall>> OthersAsync()
+        {
+            var calls = new List<SlowCall>();
+            var runs = new List<Task>();
+            while (!enough.IsCancellationRequested)
+            {
+                calls.Add(new(site.Address));
+                runs.Add(calls[^1].RunAsync(turns: 3));
+                await Task.Delay(10);
+            }
+            await Task.WhenAll(runs);
+            return calls;
+        }
+    }
+
+    // What does not finish within the drain gets its answers and a status; calls on the other servers go on.
+    [Theory, MemberData(nameof(Names))]
+    public async Task DrainEndsCalls(string name)
+    {
+        await using var site = await Site.StartAsync(name, drain: 1);
+        await using var clients = new Group(Enumerable.Range(0, 6).Select(_ => Running.Start("greet", "--address", site.Address)));
+        foreach (var client in clients)
+        {
+            await client.WriteLineAsync("Ada");
+            Assert.Equal("Hello Ada!", await client.ReadLineAsync());
+        }
+        site.Servers[0].Process.Signal("TERM");
+        Assert.Equal(new(0, "", ""), await site.Servers[0].Process.EndAsync());
+        var results = await Task.WhenAll(clients.Select(async client =>
+        {
+            await client.FeedAsync("Bea\n"u8.ToArray());
+            return await client.EndAsync();
+        }));
+        Assert.Equal(2, results.Count(result => result == new Result(78, "", "streamer: UNAVAILABLE: server is shutting down\n")));
+        Assert.Equal(4, results.Count(result => result == new Result(0, "Hello Bea!\n", "")));
+    }
+
+    // The servers then see requests for https come in without TLS.
+    [Theory, MemberData(nameof(Names))]
+    public async Task TlsMayEndAtProxy(string name)
+    {
+        var file = Path.GetTempFileName();
+        try
+        {
+            using var key = RSA.Create(2048);
+            var names = new SubjectAlternativeNameBuilder();
+            names.AddIpAddress(IPAddress.Loopback);
+            var request = new CertificateRequest("CN=proxy", key, HashAlgorithmName.SHA256, RSASignaturePadding.Pkcs1) { CertificateExtensions = { names.Build() } };
+            using var certificate = request.CreateSelfSigned(DateTimeOffset.Now.AddDays(-1), DateTimeOffset.Now.AddDays(1));
+            File.WriteAllText(file, $"{certificate.ExportCertificatePem()}\n{key.ExportPkcs8PrivateKeyPem()}\n");
+            await using var site = await Site.StartAsync(name, configuration => Regex.Replace(Regex.Replace(configuration,
+                "(listen .*) http2 (.*);", $"$1 ssl http2 $2; ssl_certificate {file}; ssl_certificate_key {file};"),
+                "(bind .*) proto h2", $"$1 ssl crt {file} alpn h2"));
+            Assert.Equal(new(0, "1\n5\n", ""), await Tool.RunAsync("1 5 3\n", "max", "--cacert", file, "--address", site.Address.Replace("http:", "https:")));
+        }
+        finally
+        {
+            File.Delete(file);
+        }
+    }
+
+    // HAProxy alone looks after its servers by itself.
+    [Theory, InlineData("haproxy")]
+    public async Task HungServerIsLeftOut(string name)
+    {
+        await using var site = await Site.StartAsync(name);
+        site.Servers[0].Process.Signal("STOP");
+        await site.LogAsync(lines => lines.Any(line => line.Contains("streamers/streamer1 is DOWN")));
+        for (var i = 0; i < 6; i++)
+        {
+            var call = new SlowCall(site.Address);
+            await call.RunAsync(turns: 3);
+            Assert.Equal("0 ", call.Outcome);
+        }
+    }
+}
+
+/// <summary>A proxy with three servers behind it.</summary>
+sealed class Site : IAsyncDisposable
+{
+    readonly Running proxy;
+    readonly DirectoryInfo folder;
+    readonly ConcurrentQueue<string> log = new();
+
+    Site(Running proxy, DirectoryInfo folder, RunningServer[] servers, int port)
+    {
+        (this.proxy, this.folder, Servers, Address) = (proxy, folder, servers, $"http://127.0.0.1:{port}");
+        _ = ReadLogAsync();
+    }
+
+    public RunningServer[] Servers { get; }
+    public string Address { get; }
+
+    /// <summary>Starts the servers and the proxy with its file in the folder proxies, which is changed in its ports and by <paramref name="change"/>.</summary>
+    public static async Task<Site> StartAsync(string name, Func<string, string>? change = null, double drain = 30)
+    {
+        var program = (Environment.GetEnvironmentVariable("PATH") + ":/usr/sbin").Split(':').Select(directory => Path.Combine(directory, name)).FirstOrDefault(File.Exists);
+        Assert.SkipUnless(program is not null, $"needs {name}");
+
+        var servers = await Task.WhenAll(Enumerable.Range(0, 3).Select(_ => RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", $"{drain}")));
+        var port = FreePort();
+        var folder = Directory.CreateTempSubdirectory("streamer-");
+        var original = Directory.GetFiles(Path.Combine(Tool.Folder, "..", "proxies"), $"{name}.*").Single();
+        var configuration = (await File.ReadAllTextAsync(original))
+            .Replace("listen 50051", $"listen 127.0.0.1:{port}").Replace("bind :50051", $"bind 127.0.0.1:{port}");
+        for (var i = 0; i < servers.Length; i++)
+            configuration = configuration.Replace($"127.0.0.1:{50061 + i}", $"127.0.0.1:{servers[i].Port}");
+        // Where nginx would write is compiled in, and only root may write there.
+        configuration = configuration.Replace("\nhttp {\n", "\nhttp {\n" + string.Concat(
+            new[] { "client_body", "proxy", "fastcgi", "uwsgi", "scgi" }.Select(what => $"{what}_temp_path {folder}/{what};\n")));
+        var file = Path.Combine(folder.FullName, Path.GetFileName(original));
+        await File.WriteAllTextAsync(file, change?.Invoke(configuration) ?? configuration);
+
+        var proxy = Running.StartProcess(program, name == "nginx" ? ["-e", "stderr", "-c", file, "-g", $"daemon off; pid {folder}/pid;"] : ["-f", file]);
+        var site = new Site(proxy, folder, servers, port);
+        while (!await ConnectsAsync(port))
+            if (proxy.HasExited)
+                Assert.Fail($"{name} did not start: {await proxy.EndAsync()}");
+            else
+                await Task.Delay(50);
+        return site;
+    }
+
+    // Neither proxy takes port 0. The range lies below that from which the system gives ports to connections.
+    static int FreePort()
+    {
+        while (true)
+            try
+            {
+                using var socket = new Socket(SocketType.Stream, ProtocolType.Tcp);
+                socket.Bind(new IPEndPoint(IPAddress.Loopback, Random.Shared.Next(20_000, 30_000)));
+                return ((IPEndPoint)socket.LocalEndPoint!).Port;
+            }
+            catch (SocketException)
+            {
+            }
+    }
+
+    static async Task<bool> ConnectsAsync(int port)
+    {
+        using var socket = new Socket(SocketType.Stream, ProtocolType.Tcp);
+        try
+        {
+            await socket.ConnectAsync(IPAddress.Loopback, port);
+            return true;
+        }
+        catch (SocketException)
+        {
+            return false;
+        }
+    }
+
+    async Task ReadLogAsync()
+    {
+        while (await proxy.Output.ReadLineAsync() is { } line)
+            log.Enqueue(line);
+    }
+
+    /// <summary>Waits until the lines of the proxy's log are as they should be.</summary>
+    public async Task LogAsync(Func<IReadOnlyCollection<string>, bool> expected)
+    {
+        using var patience = new CancellationTokenSource(Tool.Patience);
+        while (!expected(log))
+            if (patience.IsCancellationRequested)
+                Assert.Fail($"the log is not as expected:\n{string.Join('\n', log)}");
+            else
+                await Task.Delay(50);
+    }
+
+    public async ValueTask DisposeAsync()
+    {
+        proxy.Signal("TERM");
+        await proxy.DisposeAsync();
+        foreach (var server in Servers)
+            await server.DisposeAsync();
+        folder.Delete(recursive: true);
+    }
+}
+
+/// <summary>Processes that end together.</summary>
+sealed class Group(IEnumerable<Running> processes) : List<Running>(processes), IAsyncDisposable
+{
+    public async ValueTask DisposeAsync()
+    {
+        foreach (var process in this)
+            await process.DisposeAsync();
+    }
+}
+
+/// <summary>A call of FindMaximum that takes its time: each number goes out after the answer to the one before.</summary>
+sealed class SlowCall
+{
+    static readonly HttpMessageInvoker invoker = new(new SocketsHttpHandler { UseProxy = false, EnableMultipleHttp2Connections = true });
+
+    readonly OpenBody body = new();
+    readonly Task<HttpResponseMessage> sending;
+    byte number;
+
+    public SlowCall(string address)
+    {
+        var request = new HttpRequestMessage(HttpMethod.Post, $"{address}/streaming.CalculatorService/FindMaximum")
+        {
+            Version = HttpVersion.Version20,
+            VersionPolicy = HttpVersionPolicy.RequestVersionExact,
+            Content = body,
+        };
+        request.Headers.TryAddWithoutValidation("te", "trailers");
+        request.Content.Headers.TryAddWithoutValidation("content-type", "application/grpc");
+        sending = invoker.SendAsync(request, default);
+    }
+
+    /// <summary>How it ended: gRPC's status and message, or what came instead; null while it runs.</summary>
+    public string? Outcome { get; private set; }
+
+    /// <summary>Makes some turns, and ends the call.</summary>
+    public async Task RunAsync(int turns)
+    {
+        for (var i = 0; i < turns && Outcome is null; i++)
+        {
+            await TurnAsync();
+            await Task.Delay(100);
+        }
+        await EndAsync();
+    }
+
+    /// <summary>Sends a number that is larger than the one before, and takes the answer.</summary>
+    public Task TurnAsync() => TryAsync(async () =>
+    {
+        // Smaller than 128, so that it is one byte; the answer's bytes are those of the request.
+        byte[] message = [0, 0, 0, 0, 2, 8, ++number];
+        var stream = await body.Stream;
+        await stream.WriteAsync(message);
+        await stream.FlushAsync();
+        var answer = new byte[message.Length];
+        var response = await sending;
+        if (response.StatusCode != HttpStatusCode.OK)
+        {
+            Outcome = Status(response);
+            return;
+        }
+        var count = await (await response.Content.ReadAsStreamAsync()).ReadAtLeastAsync(answer, answer.Length, throwOnEndOfStream: false);
+        if (count == 0)
+            Outcome = Status(response);
+        else
+            Assert.Equal(message, answer);
+    });
+
+    /// <summary>Ends the requests, and takes the status.</summary>
+    public Task EndAsync() => TryAsync(async () =>
+    {
+        body.End();
+        var response = await sending;
+        if (response.StatusCode == HttpStatusCode.OK)
+            Assert.Equal(0, await (await response.Content.ReadAsStreamAsync()).ReadAsync(new byte[1]));
+        Outcome = Status(response);
+    });
+
+    static string Status(HttpResponseMessage response) => response.StatusCode != HttpStatusCode.OK ? $"HTTP {response.StatusCode}"
+        : $"{One(response, "grpc-status") ?? "no grpc-status"} {One(response, "grpc-message")}";
+
+    static string? One(HttpResponseMessage response, string name) =>
+        response.TrailingHeaders.TryGetValues(name, out var values) || response.Headers.TryGetValues(name, out values) ? values.Single() : null;
+
+    async Task TryAsync(Func<Task> step)
+    {
+        if (Outcome is not null)
+            return;
+        try
+        {
+            await step().WaitAsync(Tool.Patience);
+        }
+        catch (Exception e) when (e is HttpRequestException or IOException or OperationCanceledException or TimeoutException)
+        {
+            Outcome = $"{number}: {e.GetType().Name}: {e.Message} {e.InnerException?.Message}";
+        }
+        if (Outcome is not null)
+            body.End();
+    }
+
+    /// <summary>A request's body that is written from outside.</summary>
+    sealed class OpenBody : HttpContent
+    {
+        readonly TaskCompletionSource<Stream> opened = new(TaskCreationOptions.RunContinuationsAsynchronously);
+        readonly TaskCompletionSource ended = new(TaskCreationOptions.RunContinuationsAsynchronously);
+
+        public Task<Stream> Stream => opened.Task;
+
+        public void End() => ended.TrySetResult();
+
+        protected override Task SerializeToStreamAsync(Stream stream, TransportContext? context)
+        {
+            opened.SetResult(stream);
+            return ended.Task;
+        }
+
+        protected override bool TryComputeLength(out long length)
+        {
+            length = -1;
+            return false;
+        }
+    }
+}
