@@ -112,7 +112,7 @@ static class Program
         var command = new Command("serve", "Serve both RPCs, health checking and reflection over gRPC.") { listen, cert, key, clientCa, drain };
         command.SetAction(async (parsed, _) =>
         {
-            var patience = Seconds("--drain", parsed.GetValue(drain) ?? "30");
+            var patience = Seconds("--drain", 0, parsed.GetValue(drain) ?? "30");
             var urls = parsed.GetValue(listen) is { Length: > 0 } given ? given : [Endpoint.Default];
             var tls = ServerTls.Load(parsed.GetValue(cert), parsed.GetValue(key), parsed.GetValue(clientCa));
             return await Server.RunAsync(Array.ConvertAll(urls, Endpoint.Parse), tls, patience);
@@ -141,7 +141,7 @@ static class Program
                 Metadata.Parse(parsed.GetValue(header) ?? []),
                 ClientTls.Load(parsed.GetValue(caCert), parsed.GetValue(cert), parsed.GetValue(key), parsed.GetValue(insecure)))
             {
-                Deadline = parsed.GetValue(deadline) is { } text ? Seconds("--deadline", text) : null,
+                Deadline = parsed.GetValue(deadline) is { } text ? Seconds("--deadline", 0.001, text) : null,
                 WaitForReady = parsed.GetValue(wait),
                 MayServeItself = asked is null,
             });
@@ -152,9 +152,9 @@ static class Program
     static Option<T> Option<T>(string name, string? value, string description) => new(name) { HelpName = value, Description = description };
 
     // At most 46 days, which every timer can tell.
-    static TimeSpan Seconds(string option, string text) =>
-        double.TryParse(text, NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture, out var seconds) && seconds is >= 0 and <= 4_000_000
-            ? TimeSpan.FromSeconds(seconds) : throw new UsageException($"{option} takes seconds from 0 to 4000000, not \"{text}\"");
+    static TimeSpan Seconds(string option, double least, string text) =>
+        double.TryParse(text, NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture, out var seconds) && seconds >= least && seconds <= 4_000_000
+            ? TimeSpan.FromSeconds(seconds) : throw new UsageException($"{option} takes seconds from {least} to 4000000, not \"{text}\"");
 
     static readonly Lazy<Stream> stdin = new(Console.OpenStandardInput);
 
