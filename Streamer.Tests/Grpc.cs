@@ -89,6 +89,7 @@ static class Grpc
         }
     }
 
+    /// <summary>What .NET makes of bytes; of none it makes none, and grpc-dotnet sends that for an empty message.</summary>
     public static byte[] Gzip(byte[] bytes)
     {
         using var compressed = new MemoryStream();

@@ -126,13 +126,20 @@ sealed class Http2Peer : IAsyncDisposable
     /// <summary>Writes frames in one write to the socket.</summary>
     public Task SendAsync(params Frame[] frames) => WriteAsync([.. frames.SelectMany(frame => frame.ToBytes())]);
 
-    /// <summary>Writes bytes that need not be frames.</summary>
-    public async Task WriteAsync(byte[] bytes)
+    /// <summary>
+    /// Writes bytes that need not be frames; several pieces with a pause between them, so long that the other side has
+    /// most likely read the first alone.
+    /// </summary>
+    public async Task WriteAsync(params byte[][] pieces)
     {
         await writing.WaitAsync();
         try
         {
-            await stream.WriteAsync(bytes).AsTask().WaitAsync(Tool.Patience);
+            foreach (var (i, piece) in pieces.Index())
+            {
+                await Task.Delay(i == 0 ? 0 : 300);
+                await stream.WriteAsync(piece).AsTask().WaitAsync(Tool.Patience);
+            }
         }
         finally
         {
@@ -250,6 +257,16 @@ sealed class Http2Peer : IAsyncDisposable
         return response;
     }
 
+    /// <summary>As a client: the responses on several streams at a time.</summary>
+    public async Task<Dictionary<int, Response>> ReadResponsesAsync(IReadOnlySet<int> ids)
+    {
+        var responses = ids.ToDictionary(id => id, _ => new Response());
+        for (var open = ids.Count; open > 0 && await ReadAsync() is { } frame;)
+            if (responses.TryGetValue(frame.Stream, out var response) && !response.IsOver && response.Add(frame))
+                open--;
+        return responses;
+    }
+
     /// <summary>As a server: the next request's stream and header fields.</summary>
     public async Task<(int Stream, (string Name, string Value)[] Fields)> ReadRequestAsync()
     {
@@ -287,6 +304,7 @@ sealed class Response
     public ErrorCode? Reset { get; private set; }
     public ErrorCode? GoAway { get; set; }
 
+    public bool IsOver => Ended || Reset is not null;
     public bool IsTrailersOnly => Ended && HeadersFrames == 1 && DataFrames == 0;
     public int HttpStatus => int.Parse(One(Headers, ":status") ?? "0");
     public Status? Status => One(Trailers, "grpc-status") is { } status ? (Status)int.Parse(status) : null;
@@ -312,7 +330,7 @@ sealed class Response
         else if (frame.Type == FrameType.RstStream)
             Reset = frame.ErrorCode;
         Ended = frame.EndsStream;
-        return Ended || Reset is not null;
+        return IsOver;
     }
 
     // A field that came twice is a failure of its own.

@@ -84,8 +84,9 @@ public class WireClient
     /// <summary>The exit code is the status's, stdout is these lines, and stderr is one line.</summary>
     static void AssertEnd(Status status, string output, Result result)
     {
-        Assert.Equal((status == Status.Ok ? 0 : 64 + (int)status, output), (result.ExitCode, result.Output));
-        Assert.True(status == Status.Ok ? result.Error == "" : result.Error.StartsWith("streamer: ") && result.Error.Count(c => c == '\n') == 1, result.ToString());
+        Assert.True(result.ExitCode == (status == Status.Ok ? 0 : 64 + (int)status), $"{status} was expected, not {result.ExitCode} and {result.Error}");
+        Assert.Equal(output, result.Output);
+        Assert.True(status == Status.Ok ? result.Error == "" : result.Error.StartsWith("streamer: ") && result.Error.Count(c => c == '\n') == 1, result.Error);
     }
 
     // The request
@@ -101,7 +102,7 @@ public class WireClient
         });
         AssertEnd(Status.Ok, "", await Tool.RunAsync("", "max", "--address", server.Address, "--deadline", "90",
             "-H", "X-Mixed: Some text, with: a colon", "-H", "x-twice: 1", "-H", "x-twice: 2", "-H", "trace-bin: AAEC/w==", "-H", "short-bin:AAEC/w", "-H", "empty:", "-H", "expires: 0", "-H", "allow: all"));
-        var version = (await Tool.RunAsync("", "--version")).Output.Trim();
+        var version = (await Tool.RunAsync("", "--version")).Output.Trim().Split('+')[0];
         Assert.Equal([":authority", ":method", ":path", ":scheme"], fields.Where(field => field.Name[0] == ':').Select(field => field.Name).Order());
         Assert.All(fields[..4], field => Assert.Equal(':', field.Name[0]));
         Assert.Equal(fields.Length, fields.DistinctBy(field => field.Name).Count());
@@ -125,7 +126,7 @@ public class WireClient
             ["empty"] = "",
             ["expires"] = "0",
             ["allow"] = "all",
-        }.Order(), values.Order());
+        }.OrderBy(field => field.Key), values.OrderBy(field => field.Key));
         Assert.Matches("^[0-9]{1,8}[HMSmun]$", timeout);
     }
 
@@ -392,8 +393,7 @@ public class WireClient
         {
             await using var server = new FakeServer(async peer =>
             {
-                await peer.WriteAsync(Encoding.ASCII.GetBytes(answer[..split]));
-                await peer.WriteAsync(Encoding.ASCII.GetBytes(answer[split..]));
+                await peer.WriteAsync(Encoding.ASCII.GetBytes(answer[..split]), Encoding.ASCII.GetBytes(answer[split..]));
             }, silent: true);
             var result = await Tool.RunAsync("1 2 3\n", "max", "--address", server.Address);
             AssertEnd(Status.Unavailable, "", result);
@@ -416,7 +416,7 @@ public class WireClient
         }
     }
 
-    public enum Ending { Reset, ResetWithoutError, GoAwayWithError, GoAwayAndFin, Fin, Close, TcpReset, MalformedFrame, NoTrailers, Oversized, Reserved }
+    public enum Ending { Reset, GoAwayWithError, GoAwayAndFin, Fin, Close, TcpReset, ResetWithoutError, MalformedFrame, NoTrailers, Oversized, Reserved }
 
     [Theory]
     [InlineData(Ending.Reset, Status.Internal)]
@@ -430,12 +430,12 @@ public class WireClient
     [InlineData(Ending.NoTrailers, Status.Internal)]
     [InlineData(Ending.Oversized, Status.ResourceExhausted)]
     [InlineData(Ending.Reserved, Status.Internal)]
-    public Task AnswersBeforeAnErrorArePrinted(Ending ending, Status status) => RepeatAsync(async i =>
+    public Task AnswersBeforeAnErrorArePrinted(Ending ending, Status status) => RepeatAsync(ending <= Ending.TcpReset ? Often : Often / 5, async i =>
     {
         // A few in one frame, each in a padded one, or a megabyte: where there is much, there is much to lose.
-        var (count, padded) = (i % 3) switch { 0 => (3, false), 1 => (3, true), _ => (150_000, false) };
+        var (count, padded) = (i % 3) switch { 0 => (3, false), 1 => (3, true), _ => (100_000, false) };
         // What a TCP reset has overtaken in the kernel cannot be had back.
-        if (count > 3 && ending is Ending.TcpReset or Ending.Close)
+        if (ending is Ending.TcpReset or Ending.Close)
             count = 3;
         long[] numbers = [.. Enumerable.Range(1, count).Select(number => (long)number)];
         var result = await ServeAsync("1 2 3\n", async (peer, stream) =>
@@ -467,12 +467,14 @@ public class WireClient
         AssertEnd(status, string.Concat(numbers.Select(number => $"{number}\n")), result);
     });
 
-    /// <summary>Fifty times, four at a time, so that a race is lost some time.</summary>
-    static Task RepeatAsync(Func<int, Task> test) =>
-        Parallel.ForEachAsync(Enumerable.Range(0, 50), new ParallelOptions { MaxDegreeOfParallelism = 4 }, async (i, _) => await test(i));
+    // So often that a race is lost some time.
+    const int Often = 50;
+
+    static Task RepeatAsync(int times, Func<int, Task> test) =>
+        Parallel.ForEachAsync(Enumerable.Range(0, times), new ParallelOptions { MaxDegreeOfParallelism = 4 }, async (i, _) => await test(i));
 
     [Fact]
-    public Task AnOkThatComesEarlyEndsTheCallWhileInputGoesOn() => RepeatAsync(async i =>
+    public Task AnOkThatComesEarlyEndsTheCallWhileInputGoesOn() => RepeatAsync(Often, async i =>
     {
         await using var server = new FakeServer(async peer =>
         {
@@ -511,35 +513,31 @@ public class WireClient
         }
     }
 
+    public static readonly MatrixTheoryData<int, int> Pieces = new([100, 256], [3, Frame.HeaderSize, Frame.HeaderSize + 1, Frame.HeaderSize + 5]);
+
     [Theory]
-    [InlineData(256)]
-    [InlineData(512)]
-    [InlineData(100)]
-    public async Task AFrameMayComeInPieces(int length)
+    [MemberData(nameof(Pieces))]
+    public async Task AFrameMayComeInPieces(int length, int first)
     {
+        // A length of 256 has a last byte of 0: what looks only at that takes the frame for an empty one.
         var result = await ServeAsync("1\n", async (peer, stream) =>
         {
-            var padding = (byte)(length - 1 - Grpc.Numbers(5).Length);
-            byte[] padded = [.. Frame.PaddedData(stream, [.. Grpc.Numbers(5), .. new byte[length > 256 ? 256 : 0]], padding).ToBytes()];
+            var padded = Frame.PaddedData(stream, Grpc.Numbers(5), (byte)(length - 1 - Grpc.Numbers(5).Length)).ToBytes();
             Assert.Equal(Frame.HeaderSize + length, padded.Length);
-            byte[] bytes = [.. Frame.Headers(stream, ResponseHeaders()).ToBytes(), .. padded];
-            // The pieces must not arrive as one: a PING that comes back tells that the one before was read.
-            foreach (var piece in new[] { bytes[..^length], bytes[^length..] })
-            {
-                await peer.WriteAsync(piece);
-                await Task.Delay(300);
-            }
-            await peer.SendAsync(Frame.Headers(stream, ok, end: true));
+            await peer.WriteAsync([.. Frame.Headers(stream, ResponseHeaders()).ToBytes(), .. padded[..first]], [.. padded[first..], .. Frame.Headers(stream, ok, end: true).ToBytes()]);
         });
-        AssertEnd(length > 256 ? Status.Internal : Status.Ok, "5\n", result);
+        AssertEnd(Status.Ok, "5\n", result);
     }
 
-    [Fact]
-    public async Task AGoAwayThatCoversTheStreamLetsItFinish()
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task AGoAwayThatCoversTheStreamLetsItFinish(bool twice)
     {
         var result = await ServeAsync("1 2 3\n", async (peer, stream) =>
         {
-            await peer.SendAsync(Frame.Headers(stream, ResponseHeaders()), Frame.Data(stream, Grpc.Numbers(1)), Frame.GoAway(int.MaxValue, ErrorCode.NoError), Frame.GoAway(stream, ErrorCode.NoError));
+            // A graceful server sends two: first one that stops new streams, then the last stream that it took.
+            await peer.SendAsync([.. twice ? [Frame.GoAway(int.MaxValue, ErrorCode.NoError)] : (Frame[])[], Frame.GoAway(stream, ErrorCode.NoError), Frame.Headers(stream, ResponseHeaders()), Frame.Data(stream, Grpc.Numbers(1))]);
             while (await peer.ReadAsync() is { EndsStream: false })
                 ;
             await peer.SendAsync(Frame.Data(stream, Grpc.Numbers(2)), Frame.Headers(stream, ok, end: true));
@@ -547,41 +545,49 @@ public class WireClient
         AssertEnd(Status.Ok, "1\n2\n", result);
     }
 
-    public enum Refusal { GoAway, GoAwayWithError, Reset, GoAwayAfterMessages, ResetAfterMessages }
+    public enum Refusal { Reset, GoAway, GoAwayWithError }
+
+    public static readonly MatrixTheoryData<Refusal, bool> Refusals = new([Refusal.Reset, Refusal.GoAway, Refusal.GoAwayWithError], [false, true]);
 
     [Theory]
-    [InlineData(Refusal.GoAway)]
-    [InlineData(Refusal.GoAwayWithError)]
-    [InlineData(Refusal.Reset)]
-    [InlineData(Refusal.GoAwayAfterMessages)]
-    [InlineData(Refusal.ResetAfterMessages)]
-    public async Task WhatARefusedStreamSentIsNeitherLostNorSentTwice(Refusal refusal)
+    [MemberData(nameof(Refusals))]
+    public async Task WhatARefusedStreamSentIsNeitherLostNorSentTwice(Refusal refusal, bool afterMessages)
     {
-        var received = new List<byte>();
+        var refused = 0;
         await using var server = new FakeServer(async peer =>
         {
-            var (stream, _) = await peer.ReadRequestAsync();
-            if (refusal >= Refusal.GoAwayAfterMessages)
-                lock (received)
-                    while (received.Count == 0 && peer.ReadAsync().Result is { Type: FrameType.Data } data)
-                        received.AddRange(data.Payload);
-            await peer.SendAsync(refusal switch
+            while (true)
             {
-                Refusal.GoAwayWithError => [Frame.GoAway(0, ErrorCode.EnhanceYourCalm, "too_many_pings")],
-                Refusal.GoAway or Refusal.GoAwayAfterMessages => [Frame.GoAway(0, ErrorCode.NoError)],
-                _ => [Frame.RstStream(stream, ErrorCode.RefusedStream)],
-            });
-            if (refusal < Refusal.GoAwayAfterMessages)
-                while (await peer.ReadAsync() is { } frame)
-                    lock (received)
-                        if (frame.Type == FrameType.Data)
-                            received.AddRange(frame.Payload);
+                var (stream, _) = await peer.ReadRequestAsync();
+                if (Interlocked.Exchange(ref refused, 1) == 0)
+                {
+                    if (afterMessages)
+                        await peer.ReadAsync();
+                    await peer.SendAsync(refusal switch
+                    {
+                        Refusal.Reset => Frame.RstStream(stream, ErrorCode.RefusedStream),
+                        Refusal.GoAway => Frame.GoAway(0, ErrorCode.NoError),
+                        _ => Frame.GoAway(0, ErrorCode.EnhanceYourCalm, "too_many_pings"),
+                    });
+                    continue;
+                }
+                await peer.SendAsync(Frame.Headers(stream, ResponseHeaders()));
+                Frame? frame;
+                while ((frame = await peer.ReadAsync()) is { Type: FrameType.Data })
+                {
+                    await peer.SendAsync(Frame.Data(stream, frame.Payload));
+                    if (frame.EndsStream)
+                        break;
+                }
+                if (frame is { Type: FrameType.Data })
+                    await peer.SendAsync(Frame.Headers(stream, ok, end: true));
+            }
         });
-        await using var tool = Running.Start("max", "--address", server.Address);
-        await tool.WriteLineAsync("1 2 3");
-        AssertEnd(Status.Unavailable, "", await tool.EndAsync());
-        lock (received)
-            Assert.True(received.Count <= Grpc.Numbers(1, 2, 3).Length, $"{received.Count} bytes over {server.Connections} connections");
+        var result = await Tool.RunAsync("1 2 3\n", "max", "--address", server.Address);
+        if (result.ExitCode == 0)
+            AssertEnd(Status.Ok, "1\n2\n3\n", result);
+        else
+            AssertEnd(Status.Unavailable, "", result);
     }
 
     // Messages
@@ -618,7 +624,6 @@ public class WireClient
                 { "compressed with identity", Grpc.Message(gzip, flag: 1), "identity", Status.Internal },
                 { "compressed in another encoding", Grpc.Message(gzip, flag: 1), "snappy", Status.Internal },
                 { "not gzip", Grpc.Message(Grpc.Field(1, 5), flag: 1), "gzip", Status.Internal },
-                { "gzip of nothing", Grpc.Message([], flag: 1), "gzip", Status.Internal },
                 { "gzip cut off", Grpc.Message(gzip[..^9], flag: 1), "gzip", Status.Internal },
                 { "gzip with a wrong checksum", Grpc.Message([.. gzip[..^8], (byte)(gzip[^8] ^ 1), .. gzip[^7..]], flag: 1), "gzip", Status.Internal },
                 { "a gzip bomb", Grpc.Message(Grpc.Gzip(new byte[100_000_000]), flag: 1), "gzip", Status.ResourceExhausted },
