@@ -73,6 +73,8 @@ static class Program
 
     static async Task<int> Main(string[] args)
     {
+        // Otherwise .NET takes the end of the bytes for the end of the gzip stream.
+        AppContext.SetSwitch("System.IO.Compression.UseStrictValidation", true);
         var root = new RootCommand("gRPC bidirectional streaming from the command line.")
         {
             ServeCommand(),
@@ -173,7 +175,7 @@ static class Program
     /// <summary>Tells the user, in one line on stderr, and gives back the exit code.</summary>
     public static int Fail(int exitCode, string message)
     {
-        Console.Error.WriteLine($"streamer: {message.ReplaceLineEndings(" ")}");
+        Console.Error.WriteLine($"streamer: {string.Concat(message.ReplaceLineEndings(" ").Select(c => char.IsControl(c) ? '\uFFFD' : c))}");
         return exitCode;
     }
 }
@@ -1026,7 +1028,8 @@ sealed class Server : IAsyncDisposable
     {
         var (request, body) = (call.Http.Request, call.Http.Response.Body);
         var requests = new MessageReader<TRequest>(request.Body.ReadAsync, decode, request.Headers["grpc-encoding"], oneOfMany: true, call.Cancel);
-        return Pump.RunAsync(rpc(requests), append, bytes => body.WriteAsync(bytes, call.Http.RequestAborted), call.Cancel);
+        // Kestrel takes an empty write for nothing; only a flush makes the headers leave.
+        return Pump.RunAsync(rpc(requests), append, bytes => bytes.IsEmpty ? new(body.FlushAsync(call.Http.RequestAborted)) : body.WriteAsync(bytes, call.Http.RequestAborted), call.Cancel);
     };
 
     async Task HandleAsync(HttpContext http)
@@ -1073,6 +1076,10 @@ sealed class Server : IAsyncDisposable
                 Finish(response, Status.UNAVAILABLE, "server is shutting down");
             else
                 Finish(response, Status.DEADLINE_EXCEEDED, "the deadline has passed");
+            // Answers that the peer does not take would keep the stream: Kestrel does not tell, so it is reset in any case.
+            await response.CompleteAsync();
+            await Task.Delay(Grace, http.RequestAborted).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
+            http.Features.Get<IHttpResetFeature>()?.Reset(Http2.Cancel);
         }
         finally
         {
@@ -1081,7 +1088,7 @@ sealed class Server : IAsyncDisposable
     }
 
     /// <summary>application/grpc, with an optional +proto and parameters (PROTOCOL-HTTP2, "Requests").</summary>
-    static bool IsGrpc(string? contentType) => contentType?.Split(';')[0].Trim() is "application/grpc" or "application/grpc+proto";
+    static bool IsGrpc(string? contentType) => contentType?.Split(';')[0].Trim().ToLowerInvariant() is "application/grpc" or "application/grpc+proto";
 
     // Trailers, or Trailers-Only while nothing has been sent.
     static void Finish(HttpResponse response, Status status, string message)
@@ -1157,7 +1164,7 @@ sealed class Server : IAsyncDisposable
             && (message.Fields.InDeclarationOrder().Any(field => field.FullName == symbol) || message.Oneofs.Any(oneof => oneof.FullName == symbol)
                 || message.NestedTypes.Any(InMessage) || message.EnumTypes.Any(InEnum));
 
-        bool InEnum(EnumDescriptor type) => type.FullName == symbol || type.Values.Any(value => value.FullName == symbol);
+        bool InEnum(EnumDescriptor type) => type.FullName == symbol || type.Values.Any(value => type.FullName[..^type.Name.Length] + value.Name == symbol);
     }
 }
 
@@ -1320,7 +1327,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
     readonly CancellationTokenSource stop = new();
     FrameGate? gate;
     Exception? inputProblem, outputProblem;
-    bool hasSent;
+    bool hasStarted;
 
     /// <summary>How long the call may take; sent as grpc-timeout and enforced here as well.</summary>
     public TimeSpan? Deadline { get; init; }
@@ -1370,7 +1377,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
             using var response = await SendAsync(invoker, body => SendRequestsAsync(input, append, body));
             var headers = response.Headers;
             var contentType = response.Content.Headers.TryGetValues("content-type", out var values) ? values.First() : "none";
-            var isGrpc = contentType.StartsWith("application/grpc", StringComparison.Ordinal);
+            var isGrpc = contentType.Split('+', ';')[0].Trim().ToLowerInvariant() is "application/grpc";
             if (response.StatusCode != HttpStatusCode.OK && !headers.Contains("grpc-status"))
                 return (OfHttp((int)response.StatusCode), $"HTTP status {(int)response.StatusCode} from {endpoint}, content type {contentType}");
             if (!isGrpc)
@@ -1402,11 +1409,14 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
 
     async Task SendRequestsAsync<TRequest>(Reader<TRequest> input, Append<TRequest> append, Stream body) where TRequest : class
     {
+        // SocketsHttpHandler tries a refused stream again; but what stdin gave for it is gone.
+        if (hasStarted)
+            throw new StatusException(Status.UNAVAILABLE, "the server refused the stream");
+        hasStarted = true;
         try
         {
             await Pump.RunAsync(input, Pump.Each(append), async bytes =>
             {
-                hasSent |= bytes.Length > 0;
                 await body.WriteAsync(bytes, stop.Token);
                 await body.FlushAsync(stop.Token);
             }, stop.Token);
@@ -1437,12 +1447,13 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
             if (Deadline is { } deadline)
                 request.Headers.TryAddWithoutValidation("grpc-timeout", Metadata.FormatTimeout(deadline));
             foreach (var (name, value) in metadata)
-                request.Headers.TryAddWithoutValidation(name, value);
+                if (!request.Headers.TryAddWithoutValidation(name, value))
+                    request.Content.Headers.TryAddWithoutValidation(name, value);
             try
             {
                 return await invoker.SendAsync(request, stop.Token);
             }
-            catch (HttpRequestException e) when (WaitForReady && !hasSent && tls.Problem is null
+            catch (HttpRequestException e) when (WaitForReady && !hasStarted && tls.Problem is null
                 && e.HttpRequestError is HttpRequestError.ConnectionError or HttpRequestError.NameResolutionError or HttpRequestError.SecureConnectionError)
             {
                 await Task.Delay(backoff * (0.8 + 0.4 * Random.Shared.NextDouble()), stop.Token);
@@ -1601,7 +1612,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
 /// </summary>
 sealed class FrameGate(Stream inner) : Stream
 {
-    const int FrameHeader = 9, Data = 0, RstStream = 3, GoAwayFrame = 7, Padded = 8;
+    const int FrameHeader = 9, Data = 0, RstStream = 3, Ping = 6, GoAwayFrame = 7, WindowUpdate = 8, Padded = 8;
 
     readonly byte[] buffer = new byte[64 * 1024];
     readonly SemaphoreSlim took = new(0);
@@ -1658,19 +1669,21 @@ sealed class FrameGate(Stream inner) : Stream
                 var frame = buffer.AsSpan(open, end - open);
                 if (frame.StartsWith("HTTP/"u8))
                     SpeaksHttp1 = true;
-                if (frame.Length < FrameHeader + 1 && (frame.Length < FrameHeader || frame[2] > 0))
+                if (frame.Length < FrameHeader)
                     break;
                 var length = frame[0] << 16 | frame[1] << 8 | frame[2];
-                if (frame[3] is RstStream or GoAwayFrame)
+                if (frame.Length < FrameHeader + Math.Min(length, 1))
+                    break;
+                if (frame[3] == Data)
+                    passed += length - ((frame[4] & Padded) != 0 && length > 0 ? 1 + frame[FrameHeader] : 0);
+                else if (!(frame[3] == Ping && length == 8 || frame[3] == WindowUpdate && length == 4))
                 {
-                    if (frame.Length < Math.Min(FrameHeader + length, buffer.Length))
+                    if (frame.Length < FrameHeader + Math.Min(length, 8))
                         break;
                     if (mustWait = Interlocked.Read(ref taken) < passed)
                         break;
                     Note(frame[3], frame[FrameHeader..]);
                 }
-                else if (frame[3] == Data)
-                    passed += length - ((frame[4] & Padded) != 0 ? 1 + frame[FrameHeader] : 0);
                 frameLeft = FrameHeader + length;
             }
             var now = Math.Min(frameLeft, end - open);
@@ -1683,7 +1696,7 @@ sealed class FrameGate(Stream inner) : Stream
     {
         if (type == RstStream && payload.Length >= 4)
             Reset = BinaryPrimitives.ReadUInt32BigEndian(payload);
-        else if (type == GoAwayFrame && payload.Length >= 8 && BinaryPrimitives.ReadUInt32BigEndian(payload[4..]) is not Http2.NoError and var code)
+        else if (type == GoAwayFrame && payload.Length >= 8 && BinaryPrimitives.ReadUInt32BigEndian(payload[4..]) is var code)
             GoAway = $"{Http2.Name(code)} {Text.Excerpt(payload[8..])}".TrimEnd();
     }
 
@@ -1693,13 +1706,6 @@ sealed class FrameGate(Stream inner) : Stream
         while (frames.Length >= FrameHeader && frames[3] != RstStream)
             frames = frames[Math.Min(frames.Length, FrameHeader + (frames[0] << 16 | frames[1] << 8 | frames[2]))..];
         return frames.Length >= FrameHeader;
-    }
-
-    async ValueTask WriteResetAsync(ReadOnlyMemory<byte> frames, CancellationToken cancel)
-    {
-        await inner.WriteAsync(frames, cancel);
-        await inner.FlushAsync(cancel);
-        resetSent.TrySetResult();
     }
 
     async Task<bool> FillAsync(CancellationToken cancel)
@@ -1723,8 +1729,21 @@ sealed class FrameGate(Stream inner) : Stream
         return lost is null ? count > 0 : throw lost;
     }
 
+    public override async ValueTask WriteAsync(ReadOnlyMemory<byte> bytes, CancellationToken cancel = default)
+    {
+        try
+        {
+            await inner.WriteAsync(bytes, cancel);
+        }
+        catch (IOException)
+        {
+            // The connection is gone, and reading will tell: after all that came before.
+        }
+        if (HoldsReset(bytes.Span))
+            resetSent.TrySetResult();
+    }
+
     public override Task<int> ReadAsync(byte[] into, int offset, int count, CancellationToken cancel) => ReadAsync(into.AsMemory(offset, count), cancel).AsTask();
-    public override ValueTask WriteAsync(ReadOnlyMemory<byte> bytes, CancellationToken cancel = default) => HoldsReset(bytes.Span) ? WriteResetAsync(bytes, cancel) : inner.WriteAsync(bytes, cancel);
     public override Task WriteAsync(byte[] bytes, int offset, int count, CancellationToken cancel) => WriteAsync(bytes.AsMemory(offset, count), cancel).AsTask();
     public override Task FlushAsync(CancellationToken cancel) => inner.FlushAsync(cancel);
     protected override void Dispose(bool disposing) => inner.Dispose();
