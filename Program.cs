@@ -1313,6 +1313,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
     readonly CancellationTokenSource stop = new();
     FrameGate? gate;
     Exception? inputProblem, outputProblem;
+    string? notReady;
     bool hasSent;
 
     /// <summary>How long the call may take; sent as grpc-timeout and enforced here as well.</summary>
@@ -1435,9 +1436,10 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
             {
                 return await invoker.SendAsync(request, stop.Token);
             }
-            catch (HttpRequestException e) when (WaitForReady && !hasSent && tls.Problem is null
+            catch (HttpRequestException e) when (WaitForReady && !hasSent && !stop.IsCancellationRequested && tls.Problem is null
                 && e.HttpRequestError is HttpRequestError.ConnectionError or HttpRequestError.NameResolutionError or HttpRequestError.SecureConnectionError)
             {
+                (notReady, gate) = (OfException(e).Item2, null);
                 await Task.Delay(backoff * (0.8 + 0.4 * Random.Shared.NextDouble()), stop.Token);
             }
         }
@@ -1459,6 +1461,8 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
 
     async ValueTask<Stream> ConnectAsync(SocketsHttpConnectionContext context, CancellationToken cancel)
     {
+        if (gate is not null)
+            throw new IOException("a call has one connection");
         try
         {
             return endpoint.UnixPath is { } path ? await DialAsync(new UnixDomainSocketEndPoint(path), cancel) : await DialAsync(context.DnsEndPoint, cancel);
@@ -1554,7 +1558,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
     (Status, string) OfException(Exception e) => e switch
     {
         StatusException { Status: var status } => (status, e.Message),
-        _ when stop.IsCancellationRequested => (Status.DEADLINE_EXCEEDED, "the deadline has passed"),
+        _ when stop.IsCancellationRequested => (Status.DEADLINE_EXCEEDED, gate is null ? $"the deadline has passed, and {notReady ?? $"{endpoint} has not answered"}" : "the deadline has passed"),
         _ when gate?.Reset is { } code => (OfReset(code), $"the server reset the stream: {Http2.Name(code)}"),
         _ when gate?.GoAway is { } reason => (Status.UNAVAILABLE, $"the server closed the connection: {reason}"),
         _ when gate is { SpeaksHttp1: true } => (Status.UNAVAILABLE, $"{endpoint} speaks HTTP/1.1, not HTTP/2"),
@@ -1577,7 +1581,11 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
 
     sealed class RequestBody(Func<Stream, Task> write) : HttpContent
     {
-        protected override Task SerializeToStreamAsync(Stream stream, TransportContext? context) => write(stream);
+        Func<Stream, Task>? write = write;
+
+        // SocketsHttpHandler tries a refused stream again by itself, but what has been read from stdin is gone.
+        protected override Task SerializeToStreamAsync(Stream stream, TransportContext? context) =>
+            Interlocked.Exchange(ref write, null)?.Invoke(stream) ?? throw new IOException("the stream was refused");
 
         protected override bool TryComputeLength(out long length)
         {
