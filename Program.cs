@@ -1302,7 +1302,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
 {
     // Found by TCP, not by HTTP/2 pings: gRPC servers cut a client off that pings an idle stream more often than
     // every five minutes (grpc/doc/keepalive.md), and a vanished peer is to be found within one.
-    const int KeepAliveSeconds = 20, KeepAliveInterval = 5, KeepAliveProbes = 4;
+    const int KeepAliveSeconds = 20, KeepAliveInterval = 5, KeepAliveProbes = 4, TcpUserTimeout = 18;
     static readonly TimeSpan PingDelay = TimeSpan.FromMinutes(6), PingTimeout = TimeSpan.FromSeconds(20);
 
     // Large enough that a firehose of answers never waits for a window update on a fast network.
@@ -1487,6 +1487,9 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
                 socket.SetSocketOption(SocketOptionLevel.Tcp, SocketOptionName.TcpKeepAliveTime, KeepAliveSeconds);
                 socket.SetSocketOption(SocketOptionLevel.Tcp, SocketOptionName.TcpKeepAliveInterval, KeepAliveInterval);
                 socket.SetSocketOption(SocketOptionLevel.Tcp, SocketOptionName.TcpKeepAliveRetryCount, KeepAliveProbes);
+                // Keepalive is for a connection without unacknowledged data; the rest would take a quarter of an hour.
+                if (OperatingSystem.IsLinux())
+                    socket.SetRawSocketOption((int)SocketOptionLevel.Tcp, TcpUserTimeout, BitConverter.GetBytes((KeepAliveSeconds + KeepAliveInterval * KeepAliveProbes) * 1000));
             }
             await socket.ConnectAsync(to, cancel);
             return new NetworkStream(socket, ownsSocket: true);
