@@ -861,7 +861,8 @@ sealed class Server : IAsyncDisposable
         foreach (var endpoint in endpoints)
             Bind(endpoint, tls is not null);
         var builder = WebApplication.CreateEmptyBuilder(new());
-        builder.Logging.SetMinimumLevel(LogLevel.Warning).AddSimpleConsole(console => console.SingleLine = true);
+        // What Kestrel has to say of HTTP/2 is about its peers, who could fill the log: up to a line for each frame.
+        builder.Logging.SetMinimumLevel(LogLevel.Warning).AddFilter("Microsoft.AspNetCore.Server.Kestrel.Http2", LogLevel.None).AddSimpleConsole(console => console.SingleLine = true);
         builder.Services.Configure<Microsoft.Extensions.Logging.Console.ConsoleLoggerOptions>(console => console.LogToStandardErrorThreshold = LogLevel.Trace);
         builder.WebHost.UseKestrelCore();
         // DrainAsync says how long; the host would end a longer drain after its own 30 seconds.
