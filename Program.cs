@@ -870,7 +870,8 @@ sealed class Server : IAsyncDisposable
         foreach (var endpoint in endpoints)
             Bind(endpoint, tls is not null);
         var builder = WebApplication.CreateEmptyBuilder(new());
-        builder.Logging.SetMinimumLevel(LogLevel.Warning).AddSimpleConsole(console => console.SingleLine = true);
+        // What Kestrel has to say of HTTP/2 is about its peers, who could fill the log: up to a line for each frame.
+        builder.Logging.SetMinimumLevel(LogLevel.Warning).AddFilter("Microsoft.AspNetCore.Server.Kestrel.Http2", LogLevel.None).AddSimpleConsole(console => console.SingleLine = true);
         builder.Services.Configure<Microsoft.Extensions.Logging.Console.ConsoleLoggerOptions>(console => console.LogToStandardErrorThreshold = LogLevel.Trace);
         builder.WebHost.UseKestrelCore();
         // DrainAsync says how long; the host would end a longer drain after its own 30 seconds.
@@ -1316,7 +1317,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
 {
     // Found by TCP, not by HTTP/2 pings: gRPC servers cut a client off that pings an idle stream more often than
     // every five minutes (grpc/doc/keepalive.md), and a vanished peer is to be found within one.
-    const int KeepAliveSeconds = 20, KeepAliveInterval = 5, KeepAliveProbes = 4;
+    const int KeepAliveSeconds = 20, KeepAliveInterval = 5, KeepAliveProbes = 4, TcpUserTimeout = 18;
     static readonly TimeSpan PingDelay = TimeSpan.FromMinutes(6), PingTimeout = TimeSpan.FromSeconds(20);
 
     // Large enough that a firehose of answers never waits for a window update on a fast network.
@@ -1327,6 +1328,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
     readonly CancellationTokenSource stop = new();
     FrameGate? gate;
     Exception? inputProblem, outputProblem;
+    string? notReady;
     bool hasStarted;
 
     /// <summary>How long the call may take; sent as grpc-timeout and enforced here as well.</summary>
@@ -1453,9 +1455,10 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
             {
                 return await invoker.SendAsync(request, stop.Token);
             }
-            catch (HttpRequestException e) when (WaitForReady && !hasStarted && tls.Problem is null
+            catch (HttpRequestException e) when (WaitForReady && !hasStarted && !stop.IsCancellationRequested && tls.Problem is null
                 && e.HttpRequestError is HttpRequestError.ConnectionError or HttpRequestError.NameResolutionError or HttpRequestError.SecureConnectionError)
             {
+                (notReady, gate) = (OfException(e).Item2, null);
                 await Task.Delay(backoff * (0.8 + 0.4 * Random.Shared.NextDouble()), stop.Token);
             }
         }
@@ -1477,6 +1480,8 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
 
     async ValueTask<Stream> ConnectAsync(SocketsHttpConnectionContext context, CancellationToken cancel)
     {
+        if (gate is not null)
+            throw new IOException("a call has one connection");
         try
         {
             return endpoint.UnixPath is { } path ? await DialAsync(new UnixDomainSocketEndPoint(path), cancel) : await DialAsync(context.DnsEndPoint, cancel);
@@ -1501,6 +1506,9 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
                 socket.SetSocketOption(SocketOptionLevel.Tcp, SocketOptionName.TcpKeepAliveTime, KeepAliveSeconds);
                 socket.SetSocketOption(SocketOptionLevel.Tcp, SocketOptionName.TcpKeepAliveInterval, KeepAliveInterval);
                 socket.SetSocketOption(SocketOptionLevel.Tcp, SocketOptionName.TcpKeepAliveRetryCount, KeepAliveProbes);
+                // Keepalive is for a connection without unacknowledged data; the rest would take a quarter of an hour.
+                if (OperatingSystem.IsLinux())
+                    socket.SetRawSocketOption((int)SocketOptionLevel.Tcp, TcpUserTimeout, BitConverter.GetBytes((KeepAliveSeconds + KeepAliveInterval * KeepAliveProbes) * 1000));
             }
             await socket.ConnectAsync(to, cancel);
             return new NetworkStream(socket, ownsSocket: true);
@@ -1572,7 +1580,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
     (Status, string) OfException(Exception e) => e switch
     {
         StatusException { Status: var status } => (status, e.Message),
-        _ when stop.IsCancellationRequested => (Status.DEADLINE_EXCEEDED, "the deadline has passed"),
+        _ when stop.IsCancellationRequested => (Status.DEADLINE_EXCEEDED, gate is null ? $"the deadline has passed, and {notReady ?? $"{endpoint} has not answered"}" : "the deadline has passed"),
         _ when gate?.Reset is { } code => (OfReset(code), $"the server reset the stream: {Http2.Name(code)}"),
         _ when gate?.GoAway is { } reason => (Status.UNAVAILABLE, $"the server closed the connection: {reason}"),
         _ when gate is { SpeaksHttp1: true } => (Status.UNAVAILABLE, $"{endpoint} speaks HTTP/1.1, not HTTP/2"),

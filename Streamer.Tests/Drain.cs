@@ -12,7 +12,7 @@ public class Drain
     [Theory]
     [InlineData("INT", 130)]
     [InlineData("TERM", 143)]
-    public async Task A_client_resets_its_call_and_ends_with_the_signals_code(string signal, int exitCode)
+    public async Task AClientResetsItsCallAndEndsWithTheSignalsCode(string signal, int exitCode)
     {
         using var listener = new TcpListener(IPAddress.Loopback, 0);
         listener.Start();
@@ -21,14 +21,14 @@ public class Drain
         await client.WriteLineAsync("1");
         Assert.NotNull(await server.ReadAsync(RawHttp2.Data, 1));
         client.Signal(signal);
-        Assert.Equal(8, (await server.ReadAsync(RawHttp2.RstStream, 1))?.Word);
+        Assert.Equal(8, (await server.ReadAsync(RawHttp2.RstStream, 1))?.Word());
         Assert.Equal(new(exitCode, "", ""), await client.EndAsync());
     }
 
     [Theory]
     [InlineData("INT")]
     [InlineData("TERM")]
-    public async Task A_server_takes_nothing_new_and_ends_with_its_last_stream(string signal)
+    public async Task AServerTakesNothingNewAndEndsWithItsLastStream(string signal)
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "1000");
         await using var running = Running.Start("max", "--address", server.Address);
@@ -46,7 +46,7 @@ public class Drain
         while (!(seen.Exists(frame => frame.Type == RawHttp2.GoAway) && seen.Exists(frame => frame.Stream == 1 && (frame.Flags & RawHttp2.EndStream) != 0)))
             seen.Add(await old.ReadAsync() ?? throw new IOException("the connection ended early"));
         Assert.Equal(RawHttp2.Message(8, 2), seen.First(frame => (frame.Type, frame.Stream) == (RawHttp2.Data, 1)).Payload);
-        Assert.Contains("server is shutting down", seen.Last(frame => frame.Stream == 1 && frame.Type == RawHttp2.Headers).Text);
+        Assert.Contains("server is shutting down", seen.Last(frame => frame.Stream == 1 && frame.Type == RawHttp2.Headers).Text());
 
         // The old connection still carries its old stream, and ends with it although the peer keeps it open.
         await old.SendAsync(RawHttp2.Data, RawHttp2.EndStream, 3, RawHttp2.Message(8, 5));
@@ -63,7 +63,7 @@ public class Drain
     }
 
     [Fact]
-    public async Task A_pooled_connection_gets_no_new_stream()
+    public async Task APooledConnectionGetsNoNewStream()
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "1000");
         await using var running = Running.Start("max", "--address", server.Address);
@@ -88,7 +88,7 @@ public class Drain
     }
 
     [Fact]
-    public async Task A_drain_may_last_longer_than_the_hosts_own_30_seconds()
+    public async Task ADrainMayLastLongerThanTheHostsOwn30Seconds()
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "1000");
         await using var running = Running.Start("max", "--address", server.Address);
@@ -104,7 +104,7 @@ public class Drain
     }
 
     [Fact]
-    public async Task A_server_waits_for_nobody_without_a_stream()
+    public async Task AServerWaitsForNobodyWithoutAStream()
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "1000");
         using var silent = await RawHttp2.DialAsync(server.Port);
@@ -115,7 +115,7 @@ public class Drain
     }
 
     [Fact]
-    public async Task What_is_open_at_the_drains_end_gets_its_answers_and_then_the_reason()
+    public async Task WhatIsOpenAtTheDrainsEndGetsItsAnswersAndThenTheReason()
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "1");
         await using var running = Running.Start("max", "--address", server.Address);
@@ -138,7 +138,7 @@ public class Drain
     }
 
     [Fact]
-    public async Task No_answer_is_skipped_when_a_busy_stream_is_ended()
+    public async Task NoAnswerIsSkippedWhenABusyStreamIsEnded()
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "0");
         await using var running = Running.Start("max", "--address", server.Address);
@@ -169,7 +169,7 @@ public class Drain
     [Theory]
     [InlineData("INT", 130)]
     [InlineData("TERM", 143)]
-    public async Task A_second_signal_ends_a_server_at_once(string signal, int exitCode)
+    public async Task ASecondSignalEndsAServerAtOnce(string signal, int exitCode)
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "1000");
         await using var running = Running.Start("max", "--address", server.Address);
@@ -185,7 +185,7 @@ public class Drain
     }
 
     [Fact]
-    public async Task Process_1_of_a_container_ends_as_well()
+    public async Task Process1OfAContainerEndsAsWell()
     {
         string[] inside = ["--pid", "--fork", "--mount-proc", "--kill-child"];
         Assert.SkipUnless(OperatingSystem.IsLinux() && await CanAsync("unshare", [.. inside, "true"]), "needs Linux and the right to make a PID namespace (root)");

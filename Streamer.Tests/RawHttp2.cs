@@ -19,8 +19,8 @@ sealed class RawHttp2(Socket socket) : IDisposable
 
     public sealed record Frame(byte Type, byte Flags, int Stream, byte[] Payload)
     {
-        public int Word => BinaryPrimitives.ReadInt32BigEndian(Payload);
-        public string Text => Encoding.Latin1.GetString(Payload);
+        public int Word() => BinaryPrimitives.ReadInt32BigEndian(Payload);
+        public string Text() => Encoding.Latin1.GetString(Payload);
     }
 
     /// <summary>Connects, as a client, and says what HTTP/2 begins with.</summary>

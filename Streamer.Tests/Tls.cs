@@ -21,7 +21,7 @@ public sealed class Tls : IDisposable
     [Theory]
     [InlineData("https://127.0.0.1:0", 1)]
     [InlineData("https://localhost:0", 2)]
-    public async Task A_chain_is_verified_against_cacert(string listen, int endpoints)
+    public async Task AChainIsVerifiedAgainstCacert(string listen, int endpoints)
     {
         await using var server = await ServeAsync(endpoints, "--listen", listen);
         var localhost = $"https://localhost:{server.Port}";
@@ -30,7 +30,7 @@ public sealed class Tls : IDisposable
     }
 
     [Fact]
-    public async Task The_systems_roots_are_the_default()
+    public async Task TheSystemsRootsAreTheDefault()
     {
         await using var server = await ServeAsync();
         await using var client = Running.StartWith([("SSL_CERT_FILE", certificates.Root)], "max", "--address", server.Address);
@@ -39,7 +39,7 @@ public sealed class Tls : IDisposable
     }
 
     [Fact]
-    public async Task Insecure_goes_on_with_a_warning()
+    public async Task InsecureGoesOnWithAWarning()
     {
         await using var server = await ServeAsync();
         var result = await MaxAsync(server.Address, "--insecure");
@@ -47,7 +47,7 @@ public sealed class Tls : IDisposable
     }
 
     [Fact]
-    public async Task Mutual_tls_takes_a_client_whose_chain_ends_at_client_ca()
+    public async Task MutualTlsTakesAClientWhoseChainEndsAtClientCa()
     {
         await using var server = await ServeAsync(1, "--listen", "https://127.0.0.1:0", "--client-ca", certificates.Root);
         var (cert, key) = certificates.Issue("client");
@@ -55,7 +55,7 @@ public sealed class Tls : IDisposable
     }
 
     [Fact]
-    public async Task A_refused_server_certificate_is_one_line_that_says_why()
+    public async Task ARefusedServerCertificateIsOneLineThatSaysWhy()
     {
         async Task Check((string Cert, string Key) of, string why, params string[] options)
         {
@@ -73,7 +73,7 @@ public sealed class Tls : IDisposable
     }
 
     [Fact]
-    public async Task A_refused_client_certificate_is_unauthenticated()
+    public async Task ARefusedClientCertificateIsUnauthenticated()
     {
         await using var server = await ServeAsync(1, "--listen", "https://127.0.0.1:0", "--client-ca", certificates.Root);
         string[] trusted = ["--cacert", certificates.Root];
@@ -93,7 +93,7 @@ public sealed class Tls : IDisposable
     }
 
     [Fact]
-    public async Task A_replaced_certificate_serves_new_connections_while_old_streams_go_on()
+    public async Task AReplacedCertificateServesNewConnectionsWhileOldStreamsGoOn()
     {
         await using var server = await ServeAsync();
         await using var old = Running.Start("max", "--address", server.Address, "--cacert", certificates.Root);
@@ -122,7 +122,7 @@ public sealed class Tls : IDisposable
     }
 
     [Fact]
-    public async Task Only_h2_is_negotiated()
+    public async Task OnlyH2IsNegotiated()
     {
         await using var server = await ServeAsync();
         Assert.Equal(SslApplicationProtocol.Http2, await NegotiateAsync(server.Port, SslApplicationProtocol.Http11, SslApplicationProtocol.Http2));
@@ -131,7 +131,7 @@ public sealed class Tls : IDisposable
     }
 
     [Fact]
-    public async Task A_server_without_h2_is_one_line()
+    public async Task AServerWithoutH2IsOneLine()
     {
         using var listener = new TcpListener(IPAddress.Loopback, 0);
         listener.Start();
@@ -148,7 +148,7 @@ public sealed class Tls : IDisposable
     }
 
     [Fact]
-    public async Task Tls_on_one_side_only_is_one_line()
+    public async Task TlsOnOneSideOnlyIsOneLine()
     {
         await using var secure = await ServeAsync();
         var plainAddress = $"http://127.0.0.1:{secure.Port}";
@@ -160,7 +160,7 @@ public sealed class Tls : IDisposable
     }
 
     [Fact]
-    public async Task Files_that_cannot_be_used_are_one_line_each()
+    public async Task FilesThatCannotBeUsedAreOneLineEach()
     {
         var (cert, key) = certificates.Server;
         var (otherCert, _) = certificates.Issue("other");

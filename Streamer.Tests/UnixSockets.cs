@@ -17,7 +17,7 @@ public sealed class UnixSockets : IDisposable
     [Theory]
     [InlineData("TERM")]
     [InlineData("INT")]
-    public async Task Serves_its_owner_alone_and_removes_the_socket_at_exit(string signal)
+    public async Task ServesItsOwnerAloneAndRemovesTheSocketAtExit(string signal)
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", Address);
         Assert.Equal(Address, server.Address);
@@ -33,7 +33,7 @@ public sealed class UnixSockets : IDisposable
     }
 
     [Fact]
-    public async Task Serves_beside_a_port_and_under_a_relative_path()
+    public async Task ServesBesideAPortAndUnderARelativePath()
     {
         var relative = Path.GetRelativePath(Environment.CurrentDirectory, SocketPath);
         await using var server = await RunningServer.StartAsync(2, "--listen", $"unix:{relative}", "--listen", "http://127.0.0.1:0");
@@ -42,7 +42,7 @@ public sealed class UnixSockets : IDisposable
     }
 
     [Fact]
-    public async Task A_stale_socket_is_replaced()
+    public async Task AStaleSocketIsReplaced()
     {
         await using (var killed = await RunningServer.StartAsync(1, "--listen", Address))
         {
@@ -56,7 +56,7 @@ public sealed class UnixSockets : IDisposable
     }
 
     [Fact]
-    public async Task A_live_one_is_refused_and_goes_on()
+    public async Task ALiveOneIsRefusedAndGoesOn()
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", Address);
         Assert.Equal(new(1, "", $"streamer: cannot listen at {Address}: the address is in use\n"), await Tool.RunAsync("", "serve", "--listen", Address));
@@ -80,7 +80,7 @@ public sealed class UnixSockets : IDisposable
     }
 
     [Fact]
-    public async Task What_is_no_socket_is_left_alone()
+    public async Task WhatIsNoSocketIsLeftAlone()
     {
         File.WriteAllText(SocketPath, "precious");
         Assert.Equal(new(1, "", $"streamer: cannot listen at {Address}: the address is in use\n"), await Tool.RunAsync("", "serve", "--listen", Address));
@@ -106,7 +106,7 @@ public sealed class UnixSockets : IDisposable
     }
 
     [Fact]
-    public async Task A_path_that_cannot_be_used_is_one_line()
+    public async Task APathThatCannotBeUsedIsOneLine()
     {
         var missing = $"{Address}/missing";
         var result = await Tool.RunAsync("", "serve", "--listen", missing);

@@ -1,0 +1,179 @@
+using System.Net.Sockets;
+using Xunit;
+
+namespace Streamer.Tests;
+
+/// <summary>Peers that mean harm: the others are served all the while, and memory stays where it can be told beforehand.</summary>
+public class Hostile(ITestOutputHelper output)
+{
+    // A server that has just answered its first call has 60 to 90 MB; what one of these attacks adds is small.
+    const long MemoryBound = 400_000_000;
+
+    const int Connections = 50, Streams = 100;
+
+    [Fact]
+    public Task ThatConnectAndSayNothing() => AttackAsync(Connections * 10, async (port, stop) =>
+    {
+        using var socket = await RawHttp2.DialAsync(port);
+        await stop;
+    });
+
+    [Fact]
+    public Task ThatOpenStreamsAndSayNothing() => AttackAsync(Connections, async (port, stop) =>
+    {
+        using var peer = await RawHttp2.ConnectAsync(port);
+        await peer.SendAsync([.. Enumerable.Range(0, Streams).SelectMany(i => RawHttp2.Frames(RawHttp2.Headers, RawHttp2.EndHeaders, 2 * i + 1, RawHttp2.Call(RawHttp2.FindMaximum)))]);
+        // One more than the server allows at once is refused, and the others stay.
+        await peer.SendAsync(RawHttp2.Headers, RawHttp2.EndHeaders, 2 * Streams + 1, RawHttp2.Call(RawHttp2.FindMaximum));
+        Assert.Equal(7, (await peer.ReadAsync(RawHttp2.RstStream, 2 * Streams + 1))?.Word());
+        await stop;
+    });
+
+    [Fact]
+    public Task ThatSendOneByteASecond() => AttackAsync(Connections, async (port, stop) =>
+    {
+        // Half a header block: the server gives it 10 seconds.
+        using var socket = await RawHttp2.DialAsync(port);
+        byte[] start = [.. "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"u8, .. RawHttp2.Frames(RawHttp2.Settings, 0, 0), .. RawHttp2.Frames(RawHttp2.Headers, 0, 1, RawHttp2.Call(RawHttp2.FindMaximum))];
+        await socket.SendAsync(start);
+        var answer = DrainAsync(socket);
+        while (!answer.IsCompleted && await Task.WhenAny(answer, Task.Delay(1000)) != answer)
+            try
+            {
+                await socket.SendAsync(new byte[1]);
+            }
+            catch (SocketException)
+            {
+                break;
+            }
+        await answer;
+    }, untilClosed: true);
+
+    [Fact]
+    public Task ThatResetStreamsInALoop() => FloodAsync(number => [
+        .. RawHttp2.Frames(RawHttp2.Headers, RawHttp2.EndHeaders, number, RawHttp2.Call(RawHttp2.FindMaximum)),
+        .. RawHttp2.Frames(RawHttp2.RstStream, 0, number, 0, 0, 0, 8)], reads: true);
+
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public Task ThatFloodSettings(bool reads) => FloodAsync(_ => RawHttp2.Frames(RawHttp2.Settings, 0, 0, 0, 3, 0, 0, 0, 100), reads);
+
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public Task ThatFloodPings(bool reads) => FloodAsync(_ => RawHttp2.Frames(RawHttp2.Ping, 0, 0, new byte[8]), reads);
+
+    [Fact]
+    public Task ThatAskAndNeverGrantAWindow() => AttackAsync(Connections / 5, async (port, stop) =>
+    {
+        using var peer = await AskAsync(port);
+        // As much as the server's windows take: more would end the attack.
+        var (window, windows) = (65_535, Enumerable.Repeat(256 * 1024, Streams).ToArray());
+        while (!stop.IsCompleted)
+            if (window >= greetings.Length && Array.FindIndex(windows, left => left >= greetings.Length) is >= 0 and var i)
+            {
+                (window, windows[i]) = (window - greetings.Length, windows[i] - greetings.Length);
+                await peer.SendAsync(RawHttp2.Data, 0, 2 * i + 1, greetings);
+            }
+            else
+            {
+                var reading = peer.ReadAsync(RawHttp2.WindowUpdate);
+                if (await Task.WhenAny(reading, stop) == stop || await reading is not { } update)
+                    break;
+                if (update.Stream == 0)
+                    window += update.Word();
+                else
+                    windows[update.Stream / 2] += update.Word();
+            }
+    });
+
+    [Fact]
+    public Task ThatAskAndNeverReadTheirSocket() => AttackAsync(Connections / 5, async (port, stop) =>
+    {
+        byte[] endless = [0, 4, 0x7f, 0xff, 0xff, 0xff];
+        using var peer = await AskAsync(port, endless);
+        await peer.SendAsync(RawHttp2.WindowUpdate, 0, 0, 0x7f, 0xff, 0, 0);
+        // What the server's window for a connection takes before it has granted more.
+        for (var i = 0; i < 1024 * 1024 / greetings.Length; i++)
+            await peer.SendAsync(RawHttp2.Data, 0, 2 * (i % Streams) + 1, greetings);
+        await stop;
+    });
+
+    static readonly byte[] greetings = [.. Enumerable.Repeat(RawHttp2.Message([10, 102, 10, 100, .. new byte[100]]), 100).SelectMany(message => message)];
+
+    // Opens as many calls as the server allows at once.
+    static async Task<RawHttp2> AskAsync(int port, params byte[] settings)
+    {
+        var peer = await RawHttp2.ConnectAsync(port, settings);
+        for (var i = 0; i < Streams; i++)
+            await peer.SendAsync(RawHttp2.Headers, RawHttp2.EndHeaders, 2 * i + 1, RawHttp2.Call("/streaming.GreetService/GreetEveryone"));
+        return peer;
+    }
+
+    // Each connection repeats its frames as fast as it can until it is closed or the attack is over.
+    Task FloodAsync(Func<int, byte[]> frames, bool reads) => AttackAsync(4, async (port, stop) =>
+    {
+        using var socket = await RawHttp2.DialAsync(port);
+        await socket.SendAsync((byte[])[.. "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"u8, .. RawHttp2.Frames(RawHttp2.Settings, 0, 0)]);
+        var answers = reads ? DrainAsync(socket) : null;
+        var sending = Task.Run(async () =>
+        {
+            try
+            {
+                for (var number = 1; !stop.IsCompleted; number += 200)
+                    await socket.SendAsync((byte[])[.. Enumerable.Range(0, 100).SelectMany(i => frames(number + 2 * i))]);
+            }
+            catch (Exception e) when (e is SocketException or ObjectDisposedException)
+            {
+            }
+        }, TestContext.Current.CancellationToken);
+        await Task.WhenAny(sending, stop);
+        socket.Dispose();
+        await sending;
+        if (answers is not null)
+            await answers;
+    });
+
+    // Runs many attackers, calls the server like anybody else meanwhile and afterwards, and looks at its memory.
+    async Task AttackAsync(int attackers, Func<int, Task, Task> attack, bool untilClosed = false)
+    {
+        await using var server = await RunningServer.StartAsync();
+        await CallAsync();
+        var (before, during) = (server.Process.Memory, 0L);
+        var stop = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
+        var attacks = Enumerable.Range(0, attackers).Select(_ => Task.Run(() => attack(server.Port, stop.Task))).ToArray();
+        var all = Task.WhenAll(attacks);
+        for (var calls = 0; calls < 10 || untilClosed && !all.IsCompleted; calls++)
+        {
+            await CallAsync();
+            during = Math.Max(during, server.Process.Memory);
+            await Task.Delay(500, TestContext.Current.CancellationToken);
+        }
+        var ended = attacks.Count(attack => attack.IsCompleted);
+        stop.SetResult();
+        await all.WaitAsync(Tool.Patience, TestContext.Current.CancellationToken);
+        await CallAsync();
+        output.WriteLine($"{attackers} attackers, {ended} of them closed by the server; memory before {before / 1e6:F0} MB, during {during / 1e6:F0} MB, peak {server.Process.PeakMemory} MiB, after {server.Process.Memory / 1e6:F0} MB");
+        Assert.InRange(server.Process.PeakMemory * 1024L * 1024, 0, MemoryBound);
+        server.Process.Signal("TERM");
+        Assert.Equal(new(0, "", ""), await server.Process.EndAsync());
+
+        async Task CallAsync() => Assert.Equal(new(0, "1\n5\n", ""), await Tool.RunAsync("1 5 3\n", "max", "--address", server.Address));
+    }
+
+    // Reads until the other side closes.
+    static async Task DrainAsync(Socket socket)
+    {
+        try
+        {
+            var buffer = new byte[64 * 1024];
+            while (await socket.ReceiveAsync(buffer) > 0)
+            {
+            }
+        }
+        catch (Exception e) when (e is SocketException or ObjectDisposedException)
+        {
+        }
+    }
+}

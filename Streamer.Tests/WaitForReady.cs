@@ -1,0 +1,90 @@
+using System.Net;
+using System.Net.Sockets;
+using Xunit;
+
+namespace Streamer.Tests;
+
+/// <summary>--wait-for-ready: a connection is retried, a message never.</summary>
+public class WaitForReady
+{
+    [Fact]
+    public async Task AClientMayStartBeforeItsServer()
+    {
+        var folder = Directory.CreateTempSubdirectory("streamer-");
+        try
+        {
+            var address = $"unix:{folder.FullName}/s";
+            await using var client = Running.Start("max", "--address", address, "--wait-for-ready");
+            await client.FeedAsync("1 5 3\n"u8.ToArray());
+            // Long enough for some attempts to have failed.
+            await Task.Delay(1000, TestContext.Current.CancellationToken);
+            Assert.False(client.HasExited);
+            await using var server = await RunningServer.StartAsync(1, "--listen", address);
+            Assert.Equal(new(0, "1\n5\n", ""), await client.EndAsync());
+        }
+        finally
+        {
+            folder.Delete(recursive: true);
+        }
+    }
+
+    [Fact]
+    public async Task TheDeadlineSaysWhatWasNotReady()
+    {
+        var address = $"http://127.0.0.1:{FreePort()}";
+        Assert.Equal(new(68, "", $"streamer: DEADLINE_EXCEEDED: the deadline has passed, and nothing listens at {address}\n"),
+            await Tool.RunAsync("1\n", "max", "--address", address, "--wait-for-ready", "--deadline", "1"));
+        Assert.Equal(new(68, "", "streamer: DEADLINE_EXCEEDED: the deadline has passed, and there is no host streamer.invalid\n"),
+            await Tool.RunAsync("1\n", "max", "--address", "http://streamer.invalid", "--wait-for-ready", "--deadline", "5"));
+
+        // One whose connections are never accepted, so that TLS waits for the other side's first word.
+        using var listener = new TcpListener(IPAddress.Loopback, 0);
+        listener.Start();
+        var silent = $"https://{listener.LocalEndpoint}";
+        Assert.Equal(new(68, "", $"streamer: DEADLINE_EXCEEDED: the deadline has passed, and {silent} has not answered\n"),
+            await Tool.RunAsync("1\n", "max", "--address", silent, "--wait-for-ready", "--deadline", "1"));
+    }
+
+    [Fact]
+    public async Task ItMayBeInterrupted()
+    {
+        await using var client = Running.Start("max", "--address", $"http://127.0.0.1:{FreePort()}", "--wait-for-ready");
+        await client.FeedAsync("1\n"u8.ToArray());
+        await Task.Delay(1000, TestContext.Current.CancellationToken);
+        client.Signal("INT");
+        Assert.Equal(new(130, "", ""), await client.EndAsync());
+    }
+
+    [Theory]
+    [InlineData("the connection is dropped", "")]
+    [InlineData("the stream is refused", "the server reset the stream: REFUSED_STREAM")]
+    [InlineData("the connection is to be left", "")]
+    public async Task NothingIsSentTwice(string when, string message)
+    {
+        using var listener = new TcpListener(IPAddress.Loopback, 0);
+        listener.Start();
+        var address = $"http://{listener.LocalEndpoint}";
+        var client = Tool.RunAsync("1 2 3\n", "max", "--address", address, "--wait-for-ready");
+        using (var server = await RawHttp2.AcceptAsync(listener))
+        {
+            Assert.NotNull(await server.ReadAsync(RawHttp2.Data, 1));
+            if (when == "the stream is refused")
+                await server.SendAsync(RawHttp2.RstStream, 0, 1, 0, 0, 0, 7);
+            else if (when == "the connection is to be left")
+                await server.SendAsync(RawHttp2.GoAway, 0, 0, new byte[8]);
+            if (when != "the connection is dropped")
+                Assert.Null(await server.ReadAsync(RawHttp2.Data, 3));
+        }
+        var result = await client;
+        Assert.Equal((78, ""), (result.ExitCode, result.Output));
+        Assert.Equal($"streamer: UNAVAILABLE: {(message.Length > 0 ? message : $"the connection to {address} was lost")}\n", result.Error);
+        Assert.False(listener.Pending());
+    }
+
+    static int FreePort()
+    {
+        using var listener = new TcpListener(IPAddress.Loopback, 0);
+        listener.Start();
+        return ((IPEndPoint)listener.LocalEndpoint).Port;
+    }
+}
