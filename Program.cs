@@ -885,7 +885,8 @@ sealed class Server : IAsyncDisposable
         builder.Services.Configure<SocketTransportOptions>(transport => transport.CreateBoundListenSocket = at => bound[at]);
         builder.WebHost.ConfigureKestrel(kestrel =>
         {
-            kestrel.AddServerHeader = false;
+            // A proxy that ends TLS passes on what its client said: https, on a connection without.
+            (kestrel.AddServerHeader, kestrel.AllowAlternateSchemes) = (false, true);
             var limits = kestrel.Limits;
             // Streams may be idle, and bodies endless: Kestrel's minimum rates and maximum sizes are not for them.
             (limits.MinRequestBodyDataRate, limits.MinResponseDataRate, limits.MaxRequestBodySize) = (null, null, null);
