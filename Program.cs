@@ -1414,7 +1414,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
     {
         // SocketsHttpHandler tries a refused stream again; but what stdin gave for it is gone.
         if (hasStarted)
-            throw new StatusException(Status.UNAVAILABLE, "the server refused the stream");
+            throw new IOException("the server refused the stream");
         hasStarted = true;
         try
         {
