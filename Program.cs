@@ -218,7 +218,8 @@ sealed record Endpoint(Uri Url, string? UnixPath)
 
 /// <summary>
 /// A bidirectional RPC: a function from a stream of requests to a stream of responses. Requests that arrived together
-/// come together; each batch is here only until the next one is asked for.
+/// come together; each batch is here only until the next one is asked for, and a response until it has been written,
+/// which is before the next one is made.
 /// </summary>
 delegate IAsyncEnumerable<TResponse> Rpc<TRequest, TResponse>(IAsyncEnumerable<ArraySegment<TRequest>> requests);
 
@@ -238,13 +239,13 @@ static class Rpcs
     /// <summary>An answer only when a number is larger than all before it on the stream.</summary>
     public static async IAsyncEnumerable<FindMaximumResponse> FindMaximum(IAsyncEnumerable<ArraySegment<FindMaximumRequest>> requests)
     {
-        long? maximum = null;
+        FindMaximumResponse? largest = null;
         await foreach (var batch in requests)
             foreach (var request in batch)
-                if (maximum is null || request.Number > maximum)
+                if (largest is null || request.Number > largest.Maximum)
                 {
-                    maximum = request.Number;
-                    yield return new() { Maximum = request.Number };
+                    (largest ??= new()).Maximum = request.Number;
+                    yield return largest;
                 }
     }
 }
@@ -408,7 +409,7 @@ static class Pump
     public static async Task RunAsync<T>(IAsyncEnumerable<T> source, Append<T> append, Func<ReadOnlyMemory<byte>, ValueTask> flush, CancellationToken cancel)
     {
         await flush(default);
-        var outbox = new Outbox();
+        var (outbox, full) = (new Outbox(), 0);
         var items = source.GetAsyncEnumerator(cancel);
         for (var more = true; more;)
         {
@@ -422,6 +423,9 @@ static class Pump
 
         async ValueTask FlushAsync()
         {
+            // A firehose leaves little garbage, but the collector would let tens of megabytes of it gather.
+            if (outbox.IsFull && ++full % 256 == 0)
+                GC.Collect(0);
             if (outbox.Bytes.Length > 0)
                 await flush(outbox.Bytes);
             outbox.Clear();
