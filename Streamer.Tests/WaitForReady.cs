@@ -56,15 +56,14 @@ public class WaitForReady
     }
 
     [Theory]
-    [InlineData("the connection is dropped", "")]
-    [InlineData("the stream is refused", "the server reset the stream: REFUSED_STREAM")]
+    [InlineData("the connection is dropped", "the connection to .+ was lost")]
+    [InlineData("the stream is refused", "the server refused the stream|the server reset the stream: REFUSED_STREAM")]
     [InlineData("the connection is to be left", "the server closed the connection: NO_ERROR")]
     public async Task NothingIsSentTwice(string when, string message)
     {
         using var listener = new TcpListener(IPAddress.Loopback, 0);
         listener.Start();
-        var address = $"http://{listener.LocalEndpoint}";
-        var client = Tool.RunAsync("1 2 3\n", "max", "--address", address, "--wait-for-ready");
+        var client = Tool.RunAsync("1 2 3\n", "max", "--address", $"http://{listener.LocalEndpoint}", "--wait-for-ready");
         using (var server = await RawHttp2.AcceptAsync(listener))
         {
             Assert.NotNull(await server.ReadAsync(RawHttp2.Data, 1));
@@ -77,7 +76,7 @@ public class WaitForReady
         }
         var result = await client;
         Assert.Equal((78, ""), (result.ExitCode, result.Output));
-        Assert.Equal($"streamer: UNAVAILABLE: {(message.Length > 0 ? message : $"the connection to {address} was lost")}\n", result.Error);
+        Assert.Matches($@"^streamer: UNAVAILABLE: ({message})\n\z", result.Error);
         Assert.False(listener.Pending());
     }
 
