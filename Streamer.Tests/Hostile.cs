@@ -157,7 +157,10 @@ public class Hostile(ITestOutputHelper output)
         output.WriteLine($"{attackers} attackers, {ended} of them closed by the server; memory before {before / 1e6:F0} MB, during {during / 1e6:F0} MB, peak {server.Process.PeakMemory} MiB, after {server.Process.Memory / 1e6:F0} MB");
         Assert.InRange(server.Process.PeakMemory * 1024L * 1024, 0, MemoryBound);
         server.Process.Signal("TERM");
-        Assert.Equal(new(0, "", ""), await server.Process.EndAsync());
+        var result = await server.Process.EndAsync();
+        Assert.Equal((0, ""), (result.ExitCode, result.Output));
+        // Kestrel sometimes tells that it has dropped a connection which it had closed in the middle of many resets.
+        Assert.All(result.Error.Split('\n', StringSplitOptions.RemoveEmptyEntries), line => Assert.Contains("Server.Kestrel[23] Connection id", line));
 
         async Task CallAsync() => Assert.Equal(new(0, "1\n5\n", ""), await Tool.RunAsync("1 5 3\n", "max", "--address", server.Address));
     }
