@@ -958,6 +958,8 @@ sealed class Server : IAsyncDisposable
         {
             if (at is IPEndPoint { Address: var address } && address.Equals(IPAddress.IPv6Any))
                 socket.DualMode = true;
+            if (at is IPEndPoint)
+                Tcp.GiveUpAfter(socket, PingDelay + PingTimeout + PingTimeout / 2); // Where no ping can leave any more.
             socket.Bind(at);
         }
         catch (SocketException e)
@@ -1202,6 +1204,20 @@ static class Http2
     public static string Name(uint code) => code < names.Length ? names[code] : $"error {code}";
 }
 
+static class Tcp
+{
+    /// <summary>
+    /// Ends a connection, or all that a socket will accept, when data stays unacknowledged for so long: the system's own
+    /// patience is a quarter of an hour, and keepalive is for connections that have no data under way.
+    /// </summary>
+    public static void GiveUpAfter(Socket socket, TimeSpan time)
+    {
+        const int userTimeout = 18;
+        if (OperatingSystem.IsLinux())
+            socket.SetRawSocketOption((int)SocketOptionLevel.Tcp, userTimeout, BitConverter.GetBytes((int)time.TotalMilliseconds));
+    }
+}
+
 static class Signals
 {
     /// <summary>Calls <paramref name="action"/> with 130 on SIGINT and with 143 on SIGTERM, until disposed.</summary>
@@ -1322,7 +1338,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
 {
     // Found by TCP, not by HTTP/2 pings: gRPC servers cut a client off that pings an idle stream more often than
     // every five minutes (grpc/doc/keepalive.md), and a vanished peer is to be found within one.
-    const int KeepAliveSeconds = 20, KeepAliveInterval = 5, KeepAliveProbes = 4, TcpUserTimeout = 18;
+    const int KeepAliveSeconds = 20, KeepAliveInterval = 5, KeepAliveProbes = 4;
     static readonly TimeSpan PingDelay = TimeSpan.FromMinutes(6), PingTimeout = TimeSpan.FromSeconds(20);
 
     // Large enough that a firehose of answers never waits for a window update on a fast network.
@@ -1511,9 +1527,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
                 socket.SetSocketOption(SocketOptionLevel.Tcp, SocketOptionName.TcpKeepAliveTime, KeepAliveSeconds);
                 socket.SetSocketOption(SocketOptionLevel.Tcp, SocketOptionName.TcpKeepAliveInterval, KeepAliveInterval);
                 socket.SetSocketOption(SocketOptionLevel.Tcp, SocketOptionName.TcpKeepAliveRetryCount, KeepAliveProbes);
-                // Keepalive is for a connection without unacknowledged data; the rest would take a quarter of an hour.
-                if (OperatingSystem.IsLinux())
-                    socket.SetRawSocketOption((int)SocketOptionLevel.Tcp, TcpUserTimeout, BitConverter.GetBytes((KeepAliveSeconds + KeepAliveInterval * KeepAliveProbes) * 1000));
+                Tcp.GiveUpAfter(socket, TimeSpan.FromSeconds(KeepAliveSeconds + KeepAliveInterval * KeepAliveProbes));
             }
             await socket.ConnectAsync(to, cancel);
             return new NetworkStream(socket, ownsSocket: true);
