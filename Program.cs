@@ -810,6 +810,9 @@ sealed class Server : IAsyncDisposable
     // How long a call that is over may take to get its last bytes to a peer that does not read.
     static readonly TimeSpan Grace = TimeSpan.FromSeconds(1);
 
+    // How long what is under way between two peers may take to arrive.
+    static readonly TimeSpan Linger = TimeSpan.FromSeconds(0.25);
+
     static readonly FileDescriptor[] files =
     [
         StreamingReflection.Descriptor, Greet.GreetReflection.Descriptor, Calculator.CalculatorReflection.Descriptor,
@@ -901,6 +904,14 @@ sealed class Server : IAsyncDisposable
                 kestrel.Listen(at, listen =>
                 {
                     listen.Protocols = HttpProtocols.Http2;
+                    // Closed at once after its GOAWAY, a connection would answer what the peer is sending with a TCP reset,
+                    // which may cost the peer answers that it has not read yet.
+                    listen.Use(next => async connection =>
+                    {
+                        await next(connection);
+                        if (draining.IsCancellationRequested)
+                            await Task.Delay(Linger);
+                    });
                     if (endpoint.Url.Scheme == "https")
                         listen.UseHttps(new TlsHandshakeCallbackOptions { OnConnection = _ => new(tls!.Options()) });
                 });
@@ -1008,6 +1019,9 @@ sealed class Server : IAsyncDisposable
     async Task DrainAsync(TimeSpan patience)
     {
         await draining.CancelAsync();
+        // First nobody gets in, and only then are connections told: one just made may be bringing its first call.
+        sockets.ForEach(socket => socket.Dispose());
+        await Task.Delay(Linger);
         expired.CancelAfter(patience);
         abort.CancelAfter(patience + Grace + Grace);
         var stopped = app.StopAsync(abort.Token);
@@ -1639,7 +1653,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
 /// </summary>
 sealed class FrameGate(Stream inner) : Stream
 {
-    const int FrameHeader = 9, Data = 0, RstStream = 3, Ping = 6, GoAwayFrame = 7, WindowUpdate = 8, Padded = 8;
+    const int FrameHeader = 9, Data = 0, Headers = 1, EndStream = 1, RstStream = 3, Ping = 6, GoAwayFrame = 7, WindowUpdate = 8, Padded = 8;
 
     readonly byte[] buffer = new byte[64 * 1024];
     readonly SemaphoreSlim took = new(0);
@@ -1648,6 +1662,7 @@ sealed class FrameGate(Stream inner) : Stream
 
     // What may pass is from start to open; from there to end it has not been looked at yet.
     int start, open, end, frameLeft;
+    bool hasEnded;
 
     /// <summary>The error code of a RST_STREAM frame, where one came.</summary>
     public uint? Reset { get; private set; }
@@ -1710,7 +1725,11 @@ sealed class FrameGate(Stream inner) : Stream
                     if (mustWait = Interlocked.Read(ref taken) < passed)
                         break;
                     Note(frame[3], frame[FrameHeader..]);
+                    // After a complete answer a reset only ends the requests; the handler must not take it for a failure.
+                    if (frame[3] == RstStream && hasEnded && length == 4)
+                        frame.Slice(FrameHeader, length).Clear();
                 }
+                hasEnded |= frame[3] is Data or Headers && (frame[4] & EndStream) != 0;
                 frameLeft = FrameHeader + length;
             }
             var now = Math.Min(frameLeft, end - open);
