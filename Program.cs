@@ -201,7 +201,7 @@ sealed record Endpoint(Uri Url, string? UnixPath)
         if (text.StartsWith("unix:", StringComparison.Ordinal) && text.Length > 5)
             return Path.GetFullPath(text[5..]) is var path && Encoding.UTF8.GetByteCount(path) <= MaxUnixPath ? new(new("http://localhost"), path)
                 : throw new UsageException($"{text}: a Unix socket's path has at most {MaxUnixPath} bytes");
-        // Uri knows no host "*"; no address is written that way, so 0.0.0.0 with "any" in mind stands for it.
+        // Uri knows no host "*"; [::] is what it means: any address, of IPv4 as well.
         var url = text.Contains("://", StringComparison.Ordinal) ? text : "http://" + text;
         if (Uri.TryCreate(url.Replace("//*", "//[::]"), UriKind.Absolute, out var uri)
             && uri is { Scheme: "http" or "https", PathAndQuery: "/", UserInfo: "", Fragment: "" })
@@ -883,11 +883,11 @@ sealed class Server : IAsyncDisposable
         builder.WebHost.UseKestrelCore();
         // DrainAsync says how long; the host would end a longer drain after its own 30 seconds.
         builder.Services.Configure<HostOptions>(host => host.ShutdownTimeout = Timeout.InfiniteTimeSpan);
-        // The sockets are bound before Kestrel starts: only so has port 0 one meaning for both loopback
-        // addresses, and a Unix socket its mode before anyone can connect.
 #if NET10_0_OR_GREATER
         builder.Services.AddSingleton<IMemoryPoolFactory<byte>, FrameBlocks>();
 #endif
+        // The sockets are bound before Kestrel starts: only so has port 0 one meaning for both loopback
+        // addresses, and a Unix socket its mode before anyone can connect.
         var bound = sockets.ToDictionary(socket => socket.LocalEndPoint!);
         builder.Services.Configure<SocketTransportOptions>(transport => transport.CreateBoundListenSocket = at => bound[at]);
         builder.WebHost.ConfigureKestrel(kestrel =>
@@ -1207,7 +1207,7 @@ sealed class FrameBlocks : MemoryPool<byte>, IMemoryPoolFactory<byte>
 /// <summary>Error codes of HTTP/2 (RFC 9113, section 7).</summary>
 static class Http2
 {
-    public const int NoError = 0, RefusedStream = 7, Cancel = 8, EnhanceYourCalm = 11, InadequateSecurity = 12;
+    public const int RefusedStream = 7, Cancel = 8, EnhanceYourCalm = 11, InadequateSecurity = 12;
 
     static readonly string[] names =
     [
@@ -1670,7 +1670,7 @@ sealed class FrameGate(Stream inner) : Stream
     /// <summary>Completes when this side has reset a stream.</summary>
     public Task ResetSent => resetSent.Task;
 
-    /// <summary>What a GOAWAY frame with an error says, where one came.</summary>
+    /// <summary>What a GOAWAY frame says, where one came.</summary>
     public string? GoAway { get; private set; }
 
     /// <summary>Whether the peer answered in HTTP/1.1.</summary>
