@@ -16,6 +16,7 @@ using System.Net;
 using System.Net.Http.Headers;
 using System.Net.Security;
 using System.Net.Sockets;
+using System.Numerics;
 using System.Reflection;
 using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
@@ -83,7 +84,7 @@ static class Program
                 client => client.RunAsync<FindMaximumRequest, FindMaximumResponse>(new NumberReader(ReadStdinAsync), Message.Append, Message.Decode, Lines.Append)),
             ClientCommand("greet", "Stream names from stdin, one a line, print each greeting that comes back.",
                 "streaming.GreetService/GreetEveryone",
-                client => client.RunAsync<GreetEveryoneRequest, GreetEveryoneResponse>(new NameReader(ReadStdinAsync), Message.Append, Message.Decode(GreetEveryoneResponse.Parser), Lines.Append)),
+                client => client.RunAsync<GreetEveryoneRequest, GreetEveryoneResponse>(new NameReader(ReadStdinAsync), Message.Append, Message.Decode, Lines.Append)),
         };
         root.Options.OfType<HelpOption>().Single().Action = new Help();
         root.Directives.Clear();
@@ -216,37 +217,34 @@ sealed record Endpoint(Uri Url, string? UnixPath)
 // The two RPCs
 // ---------------------------------------------------------------------------------------------
 
-/// <summary>
-/// A bidirectional RPC: a function from a stream of requests to a stream of responses. Requests that arrived together
-/// come together; each batch is here only until the next one is asked for, and a response until it has been written,
-/// which is before the next one is made.
-/// </summary>
-delegate IAsyncEnumerable<TResponse> Rpc<TRequest, TResponse>(IAsyncEnumerable<ArraySegment<TRequest>> requests);
+/// <summary>A bidirectional RPC: a function from a stream of requests to a stream of responses, both in batches as they come.</summary>
+delegate IAsyncEnumerable<Batch<TResponse>> Rpc<TRequest, TResponse>(IAsyncEnumerable<Batch<TRequest>> requests)
+    where TRequest : class, new() where TResponse : class, new();
 
 static class Rpcs
 {
     /// <summary>One answer for each request.</summary>
-    public static async IAsyncEnumerable<GreetEveryoneResponse> GreetEveryone(IAsyncEnumerable<ArraySegment<GreetEveryoneRequest>> requests)
+    public static async IAsyncEnumerable<Batch<GreetEveryoneResponse>> GreetEveryone(IAsyncEnumerable<Batch<GreetEveryoneRequest>> requests)
     {
         await foreach (var batch in requests)
-            foreach (var request in batch)
-            {
-                var (first, last) = (request.Greeting?.FirstName, request.Greeting?.LastName);
-                yield return new() { Result = string.IsNullOrEmpty(last) ? $"Hello {first}!" : $"Hello {first} {last}!" };
-            }
+            yield return batch.Map(request => new GreetEveryoneResponse { Result = $"Hello {Name(request.Greeting)}!" });
+
+        static string Name(Greeting? of) => string.IsNullOrEmpty(of?.LastName) ? $"{of?.FirstName}" : $"{of.FirstName} {of.LastName}";
     }
 
     /// <summary>An answer only when a number is larger than all before it on the stream.</summary>
-    public static async IAsyncEnumerable<FindMaximumResponse> FindMaximum(IAsyncEnumerable<ArraySegment<FindMaximumRequest>> requests)
+    public static async IAsyncEnumerable<Batch<FindMaximumResponse>> FindMaximum(IAsyncEnumerable<Batch<FindMaximumRequest>> requests)
     {
-        FindMaximumResponse? largest = null;
+        var answers = new Batch<FindMaximumResponse>();
+        long? largest = null;
         await foreach (var batch in requests)
+        {
+            answers.Clear();
             foreach (var request in batch)
-                if (largest is null || request.Number > largest.Maximum)
-                {
-                    (largest ??= new()).Maximum = request.Number;
-                    yield return largest;
-                }
+                if (largest is null || request.Number > largest)
+                    answers.Next().Maximum = (largest = request.Number).Value;
+            yield return answers;
+        }
     }
 }
 
@@ -254,33 +252,73 @@ static class Rpcs
 // Bytes to items, items to bytes: the same both ways, for text and for gRPC
 // ---------------------------------------------------------------------------------------------
 
+/// <summary>
+/// Messages that came together, or leave together: a read that brought a thousand costs a few asynchronous hops, not a
+/// thousand. Whoever made a batch makes the next one of the same objects, so it is good until the next is asked for.
+/// </summary>
+sealed class Batch<T> where T : class, new()
+{
+    // At its largest, a batch of small messages still fits in a processor's nearest cache.
+    const int Largest = 256;
+
+    T?[] items = [];
+
+    public int Count { get; private set; }
+
+    public bool IsFull => Count == Largest;
+
+    /// <summary>One more message, to be filled in: it may be an old one, with its old values.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public T Next()
+    {
+        if (Count == items.Length || items[Count] is not { } old)
+            return Add(new());
+        Count++;
+        return old;
+    }
+
+    public T Add(T item)
+    {
+        if (Count == items.Length)
+            Array.Resize(ref items, Math.Max(1, Count * 2));
+        return items[Count++] = item;
+    }
+
+    public void Clear() => Count = 0;
+
+    /// <summary>A batch with one message for each of this one.</summary>
+    public Batch<TOther> Map<TOther>(Func<T, TOther> map) where TOther : class, new()
+    {
+        var others = new Batch<TOther>();
+        foreach (var item in this)
+            others.Add(map(item));
+        return others;
+    }
+
+    public ReadOnlySpan<T>.Enumerator GetEnumerator() => new ReadOnlySpan<T>(items!, 0, Count).GetEnumerator();
+}
+
 /// <summary>Reads some bytes as soon as there are any; 0 at the end.</summary>
 delegate ValueTask<int> ReadBytes(Memory<byte> into, CancellationToken cancel);
 
-/// <summary>
-/// A stream of items cut out of a stream of bytes, in batches: a read that brought a thousand items costs a few
-/// asynchronous hops, not a thousand. A batch, and the items in it, are the reader's again when the next is asked for.
-/// </summary>
+/// <summary>A stream of messages cut out of a stream of bytes.</summary>
 /// <param name="oneOfMany">Whether thousands of these may wait at once: then none holds a buffer while it waits.</param>
 abstract class Reader<T>(ReadBytes source, bool oneOfMany, CancellationToken cancel)
-    : IAsyncEnumerable<ArraySegment<T>>, IAsyncEnumerator<ArraySegment<T>> where T : class
+    : IAsyncEnumerable<Batch<T>>, IAsyncEnumerator<Batch<T>> where T : class, new()
 {
-    // A batch starts small, for the stream that carries a message now and then, and grows while it fills up;
-    // at its largest its items still fit in a processor's nearest cache.
-    const int ReadSize = 64 * 1024, FirstBatch = 4, LargestBatch = 256;
+    const int ReadSize = 64 * 1024;
 
     byte[] buffer = [];
-    T[] batch = new T[FirstBatch];
     int start, end;
     Exception? failure;
 
-    public ArraySegment<T> Current { get; private set; }
+    public Batch<T> Current { get; } = new();
 
     /// <summary>Whether the source has ended: what <see cref="Take"/> is given then is all there is.</summary>
     protected bool Ended { get; private set; }
 
-    /// <summary>Cuts items off the front of <paramref name="rest"/> until the batch is full or more bytes are needed.</summary>
-    protected abstract void Take(ref ReadOnlySpan<byte> rest, T[] batch, ref int count);
+    /// <summary>Cuts messages off the front of <paramref name="rest"/> until the batch is full or more bytes are needed.</summary>
+    protected abstract void Take(ref ReadOnlySpan<byte> rest, Batch<T> batch);
 
     public ValueTask<bool> MoveNextAsync()
     {
@@ -298,21 +336,18 @@ abstract class Reader<T>(ReadBytes source, bool oneOfMany, CancellationToken can
     {
         if (failure is not null)
             throw failure;
-        if (Current.Count == batch.Length && batch.Length < LargestBatch)
-            Array.Resize(ref batch, batch.Length * 2);
         var rest = new ReadOnlySpan<byte>(buffer, start, end - start);
-        var count = 0;
+        Current.Clear();
         try
         {
-            Take(ref rest, batch, ref count);
+            Take(ref rest, Current);
         }
-        catch (Exception e) when (count > 0)
+        catch (Exception e) when (Current.Count > 0)
         {
             failure = e; // What came before it is good, and goes first.
         }
         start = end - rest.Length;
-        Current = new(batch, 0, count);
-        return count > 0;
+        return Current.Count > 0;
     }
 
     async ValueTask<bool> FillAsync()
@@ -352,15 +387,15 @@ abstract class Reader<T>(ReadBytes source, bool oneOfMany, CancellationToken can
         (buffer, start, end) = ([], 0, 0);
     }
 
-    public IAsyncEnumerator<ArraySegment<T>> GetAsyncEnumerator(CancellationToken cancellationToken = default) => this;
+    public IAsyncEnumerator<Batch<T>> GetAsyncEnumerator(CancellationToken cancellationToken = default) => this;
 
     public ValueTask DisposeAsync() => default;
 }
 
-/// <summary>Appends an item to the bytes on their way out.</summary>
-delegate void Append<T>(T item, Outbox outbox);
+/// <summary>Appends messages to the bytes on their way out.</summary>
+delegate void Append<T>(Batch<T> batch, Outbox outbox) where T : class, new();
 
-/// <summary>Bytes on their way out: items are appended, and what has gathered leaves in one write.</summary>
+/// <summary>Bytes on their way out: messages are appended, and what has gathered leaves in one write.</summary>
 sealed class Outbox
 {
     // With the batch that fills it up, a little less than four of HTTP/2's usual frames of 16 KiB.
@@ -406,18 +441,18 @@ static class Pump
     /// The rule that moves all bytes, on both sides: write as long as there is something to write, flush only
     /// when about to wait. It also flushes before it starts, so that headers leave, and before it fails.
     /// </summary>
-    public static async Task RunAsync<T>(IAsyncEnumerable<T> source, Append<T> append, Func<ReadOnlyMemory<byte>, ValueTask> flush, CancellationToken cancel)
+    public static async Task RunAsync<T>(IAsyncEnumerable<Batch<T>> source, Append<T> append, Func<ReadOnlyMemory<byte>, ValueTask> flush, CancellationToken cancel) where T : class, new()
     {
         await flush(default);
         var (outbox, full) = (new Outbox(), 0);
-        var items = source.GetAsyncEnumerator(cancel);
+        var batches = source.GetAsyncEnumerator(cancel);
         for (var more = true; more;)
         {
-            var next = items.MoveNextAsync();
+            var next = batches.MoveNextAsync();
             if (!next.IsCompletedSuccessfully || outbox.IsFull)
                 await FlushAsync();
             if (more = await next)
-                append(items.Current, outbox);
+                append(batches.Current, outbox);
         }
         await FlushAsync();
 
@@ -431,13 +466,6 @@ static class Pump
             outbox.Clear();
         }
     }
-
-    /// <summary>Appends a batch, item by item.</summary>
-    public static Append<ArraySegment<T>> Each<T>(Append<T> append) => (batch, outbox) =>
-    {
-        foreach (var item in batch.AsSpan())
-            append(item, outbox);
-    };
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -453,43 +481,64 @@ sealed class NumberReader(ReadBytes source) : Reader<FindMaximumRequest>(source,
     long line = 1;
     bool begun;
 
-    protected override void Take(ref ReadOnlySpan<byte> rest, FindMaximumRequest[] batch, ref int count)
+    protected override void Take(ref ReadOnlySpan<byte> rest, Batch<FindMaximumRequest> batch)
     {
         if (!begun && !(begun = Text.TrySkipBom(ref rest, Ended)))
             return;
-        while (count < batch.Length)
+        var text = rest;
+        var at = 0;
+        while (!batch.IsFull)
         {
-            var i = 0;
-            for (; i < rest.Length && IsSeparator(rest[i]); i++)
-                if (rest[i] == '\n')
-                    line++;
-            rest = rest[i..];
-            if (!TryParse(rest, out var number, out var length))
-                return;
-            (batch[count++] ??= new()).Number = number;
-            rest = rest[length..];
+            while (at < text.Length && IsSeparator(text[at]))
+                at++;
+            if (!TryParse(text, ref at, out var number))
+                break;
+            batch.Next().Number = number;
         }
+        line += text[..at].Count((byte)'\n');
+        rest = text[at..];
     }
 
     // False when the number may go on in bytes that are still to come.
-    bool TryParse(ReadOnlySpan<byte> text, out long number, out int length)
+    bool TryParse(ReadOnlySpan<byte> text, ref int at, out long number)
     {
+        var token = text[at..];
         // Up to 18 digits cannot overflow, and are nearly all there is.
-        var sign = text is [(byte)'-', ..] ? 1 : 0;
-        (number, length) = (0, sign);
-        for (; length < text.Length && (uint)(text[length] - '0') is <= 9 and var digit; length++)
+        var length = token is [(byte)'-', ..] ? 1 : 0;
+        var least = length;
+        number = 0;
+        if (token.Length >= 8 && length == 0)
+            length = EightDigits(BinaryPrimitives.ReadUInt64LittleEndian(token), out number);
+        for (; length < token.Length && (uint)(token[length] - '0') is <= 9 and var digit; length++)
             number = number * 10 + digit;
-        if (length > sign && length <= 18 && length < text.Length && IsSeparator(text[length]))
+        if (length > least && length <= 18 && length < token.Length && IsSeparator(token[length]))
         {
-            number = sign == 0 ? number : -number;
+            number = least == 0 ? number : -number;
+            at += length;
             return true;
         }
-        while (length < text.Length && !IsSeparator(text[length]))
+        while (length < token.Length && !IsSeparator(token[length]))
             length++;
-        if (length == 0 || length == text.Length && !Ended && length <= MaxLength)
+        if (length == 0 || length == token.Length && !Ended && length <= MaxLength)
             return false;
-        return length <= MaxLength && Utf8Parser.TryParse(text[..length], out number, out var used) && used == length ? true
-            : throw new InputException($"line {line}: \"{Text.Excerpt(text[..length])}\" is not an integer from {long.MinValue} to {long.MaxValue}");
+        if (length > MaxLength || !Utf8Parser.TryParse(token[..length], out number, out var used) || used < length)
+            throw new InputException($"line {line + text[..at].Count((byte)'\n')}: \"{Text.Excerpt(token[..length])}\" is not an integer from {long.MinValue} to {long.MaxValue}");
+        at += length;
+        return true;
+    }
+
+    // How many of eight characters are digits, up to the first that is none, and their number, without a loop:
+    // the digits are moved to the end of eight, then pairs are joined, then pairs of those, and once more.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    static int EightDigits(ulong text, out long number)
+    {
+        var digits = text ^ 0x3030303030303030;
+        var length = BitOperations.TrailingZeroCount((digits + 0x7676767676767676 | digits) & 0x8080808080808080) / 8;
+        digits = length == 0 ? 0 : digits << (64 - 8 * length);
+        digits = digits * 10 + (digits >> 8) & 0x00ff00ff00ff00ff;
+        digits = digits * 100 + (digits >> 16) & 0x0000ffff0000ffff;
+        number = (long)(digits * 10_000 + (digits >> 32) & 0xffffffff);
+        return length;
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -505,11 +554,11 @@ sealed class NameReader(ReadBytes source) : Reader<GreetEveryoneRequest>(source,
     long line = 1;
     bool begun;
 
-    protected override void Take(ref ReadOnlySpan<byte> rest, GreetEveryoneRequest[] batch, ref int count)
+    protected override void Take(ref ReadOnlySpan<byte> rest, Batch<GreetEveryoneRequest> batch)
     {
         if (!begun && !(begun = Text.TrySkipBom(ref rest, Ended)))
             return;
-        for (; count < batch.Length && rest.Length > 0; line++)
+        for (; !batch.IsFull && rest.Length > 0; line++)
         {
             var length = rest.IndexOf((byte)'\n');
             var name = length < 0 ? rest : rest[..length];
@@ -524,7 +573,7 @@ sealed class NameReader(ReadBytes source) : Reader<GreetEveryoneRequest>(source,
             if (words.Length == 0)
                 continue;
             var first = words.TakeWhile(c => !char.IsWhiteSpace(c)).Count();
-            batch[count++] = new() { Greeting = new() { FirstName = words[..first], LastName = words[first..].TrimStart() } };
+            batch.Next().Greeting = new() { FirstName = words[..first], LastName = words[first..].TrimStart() };
         }
     }
 }
@@ -554,21 +603,29 @@ static class Text
 /// <summary>Answers as lines of text.</summary>
 static class Lines
 {
-    public static void Append(FindMaximumResponse answer, Outbox outbox)
+    public static void Append(Batch<FindMaximumResponse> answers, Outbox outbox)
     {
-        var line = outbox.Room(21);
-        Utf8Formatter.TryFormat(answer.Maximum, line, out var length);
-        line[length] = (byte)'\n';
-        outbox.Wrote(length + 1);
+        const int longest = 21;
+        var lines = outbox.Room(answers.Count * longest);
+        var used = 0;
+        foreach (var answer in answers)
+        {
+            Utf8Formatter.TryFormat(answer.Maximum, lines[used..], out var length);
+            used += length;
+            lines[used++] = (byte)'\n';
+        }
+        outbox.Wrote(used);
     }
 
-    public static void Append(GreetEveryoneResponse answer, Outbox outbox)
+    public static void Append(Batch<GreetEveryoneResponse> answers, Outbox outbox)
     {
-        var length = Encoding.UTF8.GetByteCount(answer.Result);
-        var line = outbox.Room(length + 1);
-        Encoding.UTF8.GetBytes(answer.Result, line);
-        line[length] = (byte)'\n';
-        outbox.Wrote(length + 1);
+        foreach (var answer in answers)
+        {
+            var line = outbox.Room(Encoding.UTF8.GetByteCount(answer.Result) + 1);
+            var length = Encoding.UTF8.GetBytes(answer.Result, line);
+            line[length] = (byte)'\n';
+            outbox.Wrote(length + 1);
+        }
     }
 }
 
@@ -590,8 +647,8 @@ sealed class StatusException(Status status, string message) : Exception(message)
     public Status Status => status;
 }
 
-/// <summary>Makes a message of its bytes, out of an old one where that saves making it anew.</summary>
-delegate T Decode<T>(ReadOnlySpan<byte> bytes, T? old);
+/// <summary>Adds a message to a batch, from its bytes.</summary>
+delegate void Decode<T>(ReadOnlySpan<byte> bytes, Batch<T> batch) where T : class, new();
 
 /// <summary>Length-Prefixed-Messages: a byte that says whether it is compressed, a length of four bytes, a message.</summary>
 static class Message
@@ -601,16 +658,24 @@ static class Message
 
     public const int PrefixSize = 5;
 
-    public static void Append<T>(T message, Outbox outbox) where T : IMessage<T>
+    public static void Append<T>(Batch<T> batch, Outbox outbox) where T : class, IMessage<T>, new()
     {
-        var size = message.CalculateSize();
-        var frame = outbox.Room(PrefixSize + size);
-        WritePrefix(frame, size);
-        message.WriteTo(frame.Slice(PrefixSize, size));
-        outbox.Wrote(PrefixSize + size);
+        foreach (var message in batch)
+        {
+            var size = message.CalculateSize();
+            var frame = outbox.Room(PrefixSize + size);
+            WritePrefix(frame, size);
+            message.WriteTo(frame.Slice(PrefixSize, size));
+            outbox.Wrote(PrefixSize + size);
+        }
     }
 
-    public static Decode<T> Decode<T>(MessageParser<T> parser) where T : IMessage<T> => (bytes, _) => parser.ParseFrom(bytes);
+    public static void Decode<T>(ReadOnlySpan<byte> bytes, Batch<T> batch) where T : class, IMessage<T>, new()
+    {
+        var message = new T();
+        message.MergeFrom(bytes);
+        batch.Add(message);
+    }
 
     static void WritePrefix(Span<byte> frame, int size)
     {
@@ -623,26 +688,35 @@ static class Message
 
     const byte Tag = 1 << 3;
 
-    public static void Append(FindMaximumRequest message, Outbox outbox) => AppendNumber((ulong)message.Number, outbox);
-
-    public static void Append(FindMaximumResponse message, Outbox outbox) => AppendNumber((ulong)message.Maximum, outbox);
-
-    public static FindMaximumRequest Decode(ReadOnlySpan<byte> bytes, FindMaximumRequest? old)
+    public static void Append(Batch<FindMaximumRequest> batch, Outbox outbox)
     {
-        if (!TryReadNumber(bytes, out var number))
-            return FindMaximumRequest.Parser.ParseFrom(bytes);
-        (old ??= new()).Number = number;
-        return old;
+        foreach (var message in batch)
+            AppendNumber((ulong)message.Number, outbox);
     }
 
-    public static FindMaximumResponse Decode(ReadOnlySpan<byte> bytes, FindMaximumResponse? old)
+    public static void Append(Batch<FindMaximumResponse> batch, Outbox outbox)
     {
-        if (!TryReadNumber(bytes, out var number))
-            return FindMaximumResponse.Parser.ParseFrom(bytes);
-        (old ??= new()).Maximum = number;
-        return old;
+        foreach (var message in batch)
+            AppendNumber((ulong)message.Maximum, outbox);
     }
 
+    public static void Decode(ReadOnlySpan<byte> bytes, Batch<FindMaximumRequest> batch)
+    {
+        if (TryReadNumber(bytes, out var number))
+            batch.Next().Number = number;
+        else
+            Decode<FindMaximumRequest>(bytes, batch);
+    }
+
+    public static void Decode(ReadOnlySpan<byte> bytes, Batch<FindMaximumResponse> batch)
+    {
+        if (TryReadNumber(bytes, out var number))
+            batch.Next().Maximum = number;
+        else
+            Decode<FindMaximumResponse>(bytes, batch);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static void AppendNumber(ulong number, Outbox outbox)
     {
         var frame = outbox.Room(PrefixSize + 11);
@@ -658,6 +732,7 @@ static class Message
         outbox.Wrote(end);
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static bool TryReadNumber(ReadOnlySpan<byte> bytes, out long number)
     {
         number = 0;
@@ -683,11 +758,11 @@ static class Message
 /// one that is malformed, cut off, or compressed in a way that the headers do not say.
 /// </exception>
 sealed class MessageReader<T>(ReadBytes body, Decode<T> decode, string? encoding, bool oneOfMany, CancellationToken cancel)
-    : Reader<T>(body, oneOfMany, cancel) where T : class
+    : Reader<T>(body, oneOfMany, cancel) where T : class, new()
 {
-    protected override void Take(ref ReadOnlySpan<byte> rest, T[] batch, ref int count)
+    protected override void Take(ref ReadOnlySpan<byte> rest, Batch<T> batch)
     {
-        while (count < batch.Length && rest.Length >= Message.PrefixSize)
+        while (!batch.IsFull && rest.Length >= Message.PrefixSize)
         {
             var (flag, length) = (rest[0], BinaryPrimitives.ReadUInt32BigEndian(rest[1..]));
             if (flag != 0 || length > Message.MaxSize)
@@ -697,18 +772,17 @@ sealed class MessageReader<T>(ReadBytes body, Decode<T> decode, string? encoding
             var bytes = rest.Slice(Message.PrefixSize, (int)length);
             try
             {
-                batch[count] = decode(flag == 0 ? bytes : Decompress(bytes), batch[count]);
+                decode(flag == 0 ? bytes : Decompress(bytes), batch);
             }
             catch (Exception e) when (e is InvalidProtocolBufferException or InvalidDataException)
             {
                 throw new StatusException(Status.INTERNAL, $"a message is malformed: {e.Message}");
             }
-            count++;
             rest = rest[(Message.PrefixSize + (int)length)..];
             if (flag != 0)
                 return; // Or a batch of small messages might become one of large ones.
         }
-        if (Ended && count == 0 && rest.Length > 0)
+        if (Ended && batch.Count == 0 && rest.Length > 0)
             throw new StatusException(Status.INTERNAL, "the stream ended inside a message");
     }
 
@@ -833,14 +907,14 @@ sealed class Server : IAsyncDisposable
 
     public Server() => methods = new()
     {
-        ["/streaming.GreetService/GreetEveryone"] = Method<GreetEveryoneRequest, GreetEveryoneResponse>(Message.Decode(GreetEveryoneRequest.Parser), Message.Append, Rpcs.GreetEveryone),
+        ["/streaming.GreetService/GreetEveryone"] = Method<GreetEveryoneRequest, GreetEveryoneResponse>(Message.Decode, Message.Append, Rpcs.GreetEveryone),
         ["/streaming.CalculatorService/FindMaximum"] = Method<FindMaximumRequest, FindMaximumResponse>(Message.Decode, Message.Append, Rpcs.FindMaximum),
-        ["/greet.GreetService/GreetEveryone"] = Method<GreetEveryoneRequest, GreetEveryoneResponse>(Message.Decode(GreetEveryoneRequest.Parser), Message.Append, Rpcs.GreetEveryone),
+        ["/greet.GreetService/GreetEveryone"] = Method<GreetEveryoneRequest, GreetEveryoneResponse>(Message.Decode, Message.Append, Rpcs.GreetEveryone),
         ["/calculator.CalculatorService/FindMaximum"] = Method<FindMaximumRequest, FindMaximumResponse>(Message.Decode, Message.Append, Rpcs.FindMaximum),
-        ["/grpc.health.v1.Health/Check"] = Method<HealthCheckRequest, HealthCheckResponse>(Message.Decode(HealthCheckRequest.Parser), Message.Append, CheckHealth),
-        ["/grpc.health.v1.Health/Watch"] = Method<HealthCheckRequest, HealthCheckResponse>(Message.Decode(HealthCheckRequest.Parser), Message.Append, requests => WatchHealth(requests)),
-        ["/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"] = Method<ServerReflectionRequest, ServerReflectionResponse>(Message.Decode(ServerReflectionRequest.Parser), Message.Append, Reflect),
-        ["/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"] = Method<ServerReflectionRequest, ServerReflectionResponse>(Message.Decode(ServerReflectionRequest.Parser), Message.Append, Reflect),
+        ["/grpc.health.v1.Health/Check"] = Method<HealthCheckRequest, HealthCheckResponse>(Message.Decode, Message.Append, CheckHealth),
+        ["/grpc.health.v1.Health/Watch"] = Method<HealthCheckRequest, HealthCheckResponse>(Message.Decode, Message.Append, requests => WatchHealth(requests)),
+        ["/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"] = Method<ServerReflectionRequest, ServerReflectionResponse>(Message.Decode, Message.Append, Reflect),
+        ["/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"] = Method<ServerReflectionRequest, ServerReflectionResponse>(Message.Decode, Message.Append, Reflect),
     };
 
     /// <summary>Serves until SIGINT or SIGTERM, drains, and gives the exit code.</summary>
@@ -1046,7 +1120,8 @@ sealed class Server : IAsyncDisposable
     /// <summary>What a method needs of the HTTP request that carries its call.</summary>
     readonly record struct Call(HttpContext Http, CancellationToken Cancel);
 
-    static Func<Call, Task> Method<TRequest, TResponse>(Decode<TRequest> decode, Append<TResponse> append, Rpc<TRequest, TResponse> rpc) where TRequest : class => call =>
+    static Func<Call, Task> Method<TRequest, TResponse>(Decode<TRequest> decode, Append<TResponse> append, Rpc<TRequest, TResponse> rpc)
+        where TRequest : class, new() where TResponse : class, new() => call =>
     {
         var (request, body) = (call.Http.Request, call.Http.Response.Body);
         var requests = new MessageReader<TRequest>(request.Body.ReadAsync, decode, request.Headers["grpc-encoding"], oneOfMany: true, call.Cancel);
@@ -1127,53 +1202,53 @@ sealed class Server : IAsyncDisposable
 
     HealthCheckResponse Health() => new() { Status = draining.IsCancellationRequested ? ServingStatus.NotServing : ServingStatus.Serving };
 
-    async IAsyncEnumerable<HealthCheckResponse> CheckHealth(IAsyncEnumerable<ArraySegment<HealthCheckRequest>> requests)
+    async IAsyncEnumerable<Batch<HealthCheckResponse>> CheckHealth(IAsyncEnumerable<Batch<HealthCheckRequest>> requests)
     {
         await foreach (var batch in requests)
-            foreach (var request in batch)
-                yield return Serves(request.Service) ? Health() : throw new StatusException(Status.NOT_FOUND, $"unknown service {request.Service}");
+            yield return batch.Map(request => Serves(request.Service) ? Health() : throw new StatusException(Status.NOT_FOUND, $"unknown service {request.Service}"));
     }
 
-    async IAsyncEnumerable<HealthCheckResponse> WatchHealth(IAsyncEnumerable<ArraySegment<HealthCheckRequest>> requests, [EnumeratorCancellation] CancellationToken cancel = default)
+    async IAsyncEnumerable<Batch<HealthCheckResponse>> WatchHealth(IAsyncEnumerable<Batch<HealthCheckRequest>> requests, [EnumeratorCancellation] CancellationToken cancel = default)
     {
         using var over = CancellationTokenSource.CreateLinkedTokenSource(draining.Token, cancel);
         await foreach (var batch in requests)
-            foreach (var request in batch)
-            {
-                yield return Serves(request.Service) ? Health() : new() { Status = ServingStatus.ServiceUnknown };
-                // The state changes once, when the drain begins; a watch must not hold that up, so it ends with it.
-                await Task.Delay(Timeout.Infinite, over.Token).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
-                cancel.ThrowIfCancellationRequested();
-                yield return Health();
-                throw new StatusException(Status.UNAVAILABLE, "server is shutting down");
-            }
+        {
+            yield return batch.Map(request => Serves(request.Service) ? Health() : new() { Status = ServingStatus.ServiceUnknown });
+            // The state changes once, when the drain begins; a watch must not hold that up, so it ends with it.
+            await Task.Delay(Timeout.Infinite, over.Token).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
+            cancel.ThrowIfCancellationRequested();
+            yield return batch.Map(_ => Health());
+            throw new StatusException(Status.UNAVAILABLE, "server is shutting down");
+        }
     }
 
     // Reflection (grpc/doc/server-reflection.md).
 
-    static async IAsyncEnumerable<ServerReflectionResponse> Reflect(IAsyncEnumerable<ArraySegment<ServerReflectionRequest>> requests)
+    static async IAsyncEnumerable<Batch<ServerReflectionResponse>> Reflect(IAsyncEnumerable<Batch<ServerReflectionRequest>> requests)
     {
         await foreach (var batch in requests)
-            foreach (var request in batch)
-            {
-                var response = new ServerReflectionResponse { ValidHost = request.Host, OriginalRequest = request };
-                var file = files.FirstOrDefault(file => request.MessageRequestCase switch
-                {
-                    Asks.FileByFilename => file.Name == request.FileByFilename,
-                    Asks.FileContainingSymbol => Declares(file, request.FileContainingSymbol),
-                    Asks.AllExtensionNumbersOfType => Declares(file, request.AllExtensionNumbersOfType),
-                    _ => false,
-                });
-                if (request.MessageRequestCase == Asks.ListServices)
-                    response.ListServicesResponse = new() { Service = { files.SelectMany(file => file.Services).Select(service => new ServiceResponse { Name = service.FullName }) } };
-                else if (file is null)
-                    response.ErrorResponse = new() { ErrorCode = (int)Status.NOT_FOUND, ErrorMessage = "not found" };
-                else if (request.MessageRequestCase == Asks.AllExtensionNumbersOfType)
-                    response.AllExtensionNumbersResponse = new() { BaseTypeName = request.AllExtensionNumbersOfType };
-                else
-                    response.FileDescriptorResponse = new() { FileDescriptorProto = { file.SerializedData } };
-                yield return response;
-            }
+            yield return batch.Map(Reflect);
+    }
+
+    static ServerReflectionResponse Reflect(ServerReflectionRequest request)
+    {
+        var response = new ServerReflectionResponse { ValidHost = request.Host, OriginalRequest = request };
+        var file = files.FirstOrDefault(file => request.MessageRequestCase switch
+        {
+            Asks.FileByFilename => file.Name == request.FileByFilename,
+            Asks.FileContainingSymbol => Declares(file, request.FileContainingSymbol),
+            Asks.AllExtensionNumbersOfType => Declares(file, request.AllExtensionNumbersOfType),
+            _ => false,
+        });
+        if (request.MessageRequestCase == Asks.ListServices)
+            response.ListServicesResponse = new() { Service = { files.SelectMany(file => file.Services).Select(service => new ServiceResponse { Name = service.FullName }) } };
+        else if (file is null)
+            response.ErrorResponse = new() { ErrorCode = (int)Status.NOT_FOUND, ErrorMessage = "not found" };
+        else if (request.MessageRequestCase == Asks.AllExtensionNumbersOfType)
+            response.AllExtensionNumbersResponse = new() { BaseTypeName = request.AllExtensionNumbersOfType };
+        else
+            response.FileDescriptorResponse = new() { FileDescriptorProto = { file.SerializedData } };
+        return response;
     }
 
     static bool Declares(FileDescriptor file, string symbol)
@@ -1377,7 +1452,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
 
     /// <summary>Makes the call and gives the exit code, having told on stderr what went wrong.</summary>
     public async Task<int> RunAsync<TRequest, TResponse>(Reader<TRequest> input, Append<TRequest> append, Decode<TResponse> decode, Append<TResponse> line)
-        where TRequest : class where TResponse : class
+        where TRequest : class, new() where TResponse : class, new()
     {
         var signalled = new TaskCompletionSource<int>(TaskCreationOptions.RunContinuationsAsynchronously);
         using var signals = Signals.On(exitCode =>
@@ -1405,7 +1480,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
     }
 
     async Task<(Status, string)> CallAsync<TRequest, TResponse>(Reader<TRequest> input, Append<TRequest> append, Decode<TResponse> decode, Append<TResponse> line)
-        where TRequest : class where TResponse : class
+        where TRequest : class, new() where TResponse : class, new()
     {
         try
         {
@@ -1429,7 +1504,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
             }
             var answers = new MessageReader<TResponse>(ReadAsync, decode, One(headers, "grpc-encoding"), oneOfMany: false, stop.Token);
             using var stdout = OpenStdout();
-            await Pump.RunAsync(answers, Pump.Each(line), bytes => Print(stdout, bytes), stop.Token);
+            await Pump.RunAsync(answers, line, bytes => Print(stdout, bytes), stop.Token);
 
             // Trailers-Only came as headers, and only then is the status there.
             var trailers = response.TrailingHeaders.Any() ? response.TrailingHeaders : headers;
@@ -1444,7 +1519,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
         }
     }
 
-    async Task SendRequestsAsync<TRequest>(Reader<TRequest> input, Append<TRequest> append, Stream body) where TRequest : class
+    async Task SendRequestsAsync<TRequest>(Reader<TRequest> input, Append<TRequest> append, Stream body) where TRequest : class, new()
     {
         // SocketsHttpHandler tries a refused stream again; but what stdin gave for it is gone.
         if (hasStarted)
@@ -1452,7 +1527,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
         hasStarted = true;
         try
         {
-            await Pump.RunAsync(input, Pump.Each(append), async bytes =>
+            await Pump.RunAsync(input, append, async bytes =>
             {
                 await body.WriteAsync(bytes, stop.Token);
                 await body.FlushAsync(stop.Token);
