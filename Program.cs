@@ -31,6 +31,7 @@ using Grpc.Reflection.V1;
 using Microsoft.AspNetCore.Builder;
 using Microsoft.AspNetCore.Connections;
 using Microsoft.AspNetCore.Hosting;
+using Microsoft.AspNetCore.Hosting.Server;
 using Microsoft.AspNetCore.Http;
 using Microsoft.AspNetCore.Http.Features;
 using Microsoft.AspNetCore.Server.Kestrel.Core;
@@ -867,7 +868,7 @@ static class Metadata
 // ---------------------------------------------------------------------------------------------
 
 /// <summary>A gRPC server on Kestrel: the two RPCs under both their names, health checking, reflection.</summary>
-sealed class Server : IAsyncDisposable
+sealed class Server : IHttpApplication<IFeatureCollection>, IAsyncDisposable
 {
     // A peer that vanished without a word is found by a ping that stays unanswered.
     static readonly TimeSpan PingDelay = TimeSpan.FromSeconds(20), PingTimeout = TimeSpan.FromSeconds(20);
@@ -912,7 +913,7 @@ sealed class Server : IAsyncDisposable
         ["/greet.GreetService/GreetEveryone"] = Method<GreetEveryoneRequest, GreetEveryoneResponse>(Message.Decode, Message.Append, Rpcs.GreetEveryone),
         ["/calculator.CalculatorService/FindMaximum"] = Method<FindMaximumRequest, FindMaximumResponse>(Message.Decode, Message.Append, Rpcs.FindMaximum),
         ["/grpc.health.v1.Health/Check"] = Method<HealthCheckRequest, HealthCheckResponse>(Message.Decode, Message.Append, CheckHealth),
-        ["/grpc.health.v1.Health/Watch"] = Method<HealthCheckRequest, HealthCheckResponse>(Message.Decode, Message.Append, requests => WatchHealth(requests)),
+        ["/grpc.health.v1.Health/Watch"] = call => Method<HealthCheckRequest, HealthCheckResponse>(Message.Decode, Message.Append, requests => WatchHealth(requests, Aborted(call.Http)))(call),
         ["/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"] = Method<ServerReflectionRequest, ServerReflectionResponse>(Message.Decode, Message.Append, Reflect),
         ["/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"] = Method<ServerReflectionRequest, ServerReflectionResponse>(Message.Decode, Message.Append, Reflect),
     };
@@ -955,8 +956,6 @@ sealed class Server : IAsyncDisposable
         builder.Logging.SetMinimumLevel(LogLevel.Warning).AddFilter("Microsoft.AspNetCore.Server.Kestrel.Http2", LogLevel.None).AddSimpleConsole(console => console.SingleLine = true);
         builder.Services.Configure<Microsoft.Extensions.Logging.Console.ConsoleLoggerOptions>(console => console.LogToStandardErrorThreshold = LogLevel.Trace);
         builder.WebHost.UseKestrelCore();
-        // DrainAsync says how long; the host would end a longer drain after its own 30 seconds.
-        builder.Services.Configure<HostOptions>(host => host.ShutdownTimeout = Timeout.InfiniteTimeSpan);
 #if NET10_0_OR_GREATER
         builder.Services.AddSingleton<IMemoryPoolFactory<byte>, FrameBlocks>();
 #endif
@@ -991,17 +990,7 @@ sealed class Server : IAsyncDisposable
                 });
         });
         app = builder.Build();
-        app.Run(http =>
-        {
-            Interlocked.Increment(ref running);
-            http.Response.OnCompleted(static server =>
-            {
-                Interlocked.Decrement(ref ((Server)server).running);
-                return Task.CompletedTask;
-            }, this);
-            return HandleAsync(http);
-        });
-        await app.StartAsync();
+        await app.Services.GetRequiredService<IServer>().StartAsync(this, default);
     }
 
     void Bind(Endpoint endpoint, bool hasCertificate)
@@ -1098,7 +1087,7 @@ sealed class Server : IAsyncDisposable
         await Task.Delay(Linger);
         expired.CancelAfter(patience);
         abort.CancelAfter(patience + Grace + Grace);
-        var stopped = app.StopAsync(abort.Token);
+        var stopped = app.Services.GetRequiredService<IServer>().StopAsync(abort.Token);
         // Kestrel waits for connections as well, but peers may keep one open that has no stream any more, or never had.
         var tick = Grace / 20;
         for (var quiet = TimeSpan.Zero; quiet < Grace && !stopped.IsCompleted; quiet = running == 0 ? quiet + tick : default)
@@ -1118,34 +1107,43 @@ sealed class Server : IAsyncDisposable
     }
 
     /// <summary>What a method needs of the HTTP request that carries its call.</summary>
-    readonly record struct Call(HttpContext Http, CancellationToken Cancel);
+    readonly record struct Call(IFeatureCollection Http, CancellationToken Cancel);
 
     static Func<Call, Task> Method<TRequest, TResponse>(Decode<TRequest> decode, Append<TResponse> append, Rpc<TRequest, TResponse> rpc)
         where TRequest : class, new() where TResponse : class, new() => call =>
     {
-        var (request, body) = (call.Http.Request, call.Http.Response.Body);
+        var (request, body) = (call.Http.GetRequiredFeature<IHttpRequestFeature>(), call.Http.GetRequiredFeature<IHttpResponseBodyFeature>().Stream);
         var requests = new MessageReader<TRequest>(request.Body.ReadAsync, decode, request.Headers["grpc-encoding"], oneOfMany: true, call.Cancel);
         // Kestrel takes an empty write for nothing; only a flush makes the headers leave.
-        return Pump.RunAsync(rpc(requests), append, bytes => bytes.IsEmpty ? new(body.FlushAsync(call.Http.RequestAborted)) : body.WriteAsync(bytes, call.Http.RequestAborted), call.Cancel);
+        return Pump.RunAsync(rpc(requests), append, bytes => bytes.IsEmpty ? new(body.FlushAsync(call.Cancel)) : body.WriteAsync(bytes, call.Cancel), call.Cancel);
     };
 
-    async Task HandleAsync(HttpContext http)
+    // Kestrel calls these three. An HttpContext, and a host to make it, would be a tenth of what an idle stream costs.
+
+    public IFeatureCollection CreateContext(IFeatureCollection http)
     {
-        var (request, response) = (http.Request, http.Response);
+        Interlocked.Increment(ref running);
+        return http;
+    }
+
+    public void DisposeContext(IFeatureCollection http, Exception? failure) => Interlocked.Decrement(ref running);
+
+    public async Task ProcessRequestAsync(IFeatureCollection http)
+    {
+        var (request, response) = (http.GetRequiredFeature<IHttpRequestFeature>(), http.GetRequiredFeature<IHttpResponseFeature>());
         if (!HttpMethods.IsPost(request.Method))
         {
             (response.StatusCode, response.Headers.Allow) = (StatusCodes.Status405MethodNotAllowed, "POST");
             return;
         }
-        if (!IsGrpc(request.ContentType))
+        if (!IsGrpc(request.Headers.ContentType))
         {
             response.StatusCode = StatusCodes.Status415UnsupportedMediaType;
             return;
         }
-        response.ContentType = "application/grpc";
+        response.Headers.ContentType = "application/grpc";
         response.Headers["grpc-accept-encoding"] = "identity,gzip";
-        using var cancel = CancellationTokenSource.CreateLinkedTokenSource(http.RequestAborted, expired.Token);
-        Timer? stuck = null;
+        CancellationTokenSource? deadline = null;
         try
         {
             if (!methods.TryGetValue(request.Path, out var method))
@@ -1153,44 +1151,45 @@ sealed class Server : IAsyncDisposable
             if (!Message.CanRead(request.Headers["grpc-encoding"]))
                 throw new StatusException(Status.UNIMPLEMENTED, $"grpc-encoding {request.Headers["grpc-encoding"]} is not supported");
             if (request.Headers["grpc-timeout"] is [{ } timeout, ..] && Metadata.ParseTimeout(timeout) is { } limit)
-                cancel.CancelAfter(limit);
-            // A peer that does not read cannot be told the status either: after a while its stream is reset.
-            using var over = cancel.Token.UnsafeRegister(_ => stuck = new(_ => http.Features.Get<IHttpResetFeature>()?.Reset(Http2.Cancel), null, Grace, Timeout.InfiniteTimeSpan), null);
-            await method(new(http, cancel.Token));
-            Finish(response, Status.OK, "");
+                (deadline = CancellationTokenSource.CreateLinkedTokenSource(expired.Token)).CancelAfter(limit);
+            await method(new(http, deadline?.Token ?? expired.Token));
+            Finish(http, Status.OK, "");
         }
         catch (StatusException e)
         {
-            Finish(response, e.Status, e.Message);
+            Finish(http, e.Status, e.Message);
         }
-        catch (Exception e) when (http.RequestAborted.IsCancellationRequested || e is IOException)
+        catch (Exception e) when (e is IOException || Aborted(http).IsCancellationRequested)
         {
             // The peer is gone, and with it everybody who could be told.
         }
         catch (OperationCanceledException)
         {
             if (expired.IsCancellationRequested)
-                Finish(response, Status.UNAVAILABLE, "server is shutting down");
+                Finish(http, Status.UNAVAILABLE, "server is shutting down");
             else
-                Finish(response, Status.DEADLINE_EXCEEDED, "the deadline has passed");
-            // Answers that the peer does not take would keep the stream: Kestrel does not tell, so it is reset in any case.
-            await response.CompleteAsync();
-            await Task.Delay(Grace, http.RequestAborted).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
-            http.Features.Get<IHttpResetFeature>()?.Reset(Http2.Cancel);
+                Finish(http, Status.DEADLINE_EXCEEDED, "the deadline has passed");
+            // A peer that does not read cannot be told: Kestrel does not say whether it does, so its stream is reset in any case.
+            await http.GetRequiredFeature<IHttpResponseBodyFeature>().CompleteAsync();
+            await Task.Delay(Grace, Aborted(http)).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
+            http.Get<IHttpResetFeature>()?.Reset(Http2.Cancel);
         }
         finally
         {
-            stuck?.Dispose();
+            deadline?.Dispose();
         }
     }
+
+    static CancellationToken Aborted(IFeatureCollection http) => http.GetRequiredFeature<IHttpRequestLifetimeFeature>().RequestAborted;
 
     /// <summary>application/grpc, with an optional +proto and parameters (PROTOCOL-HTTP2, "Requests").</summary>
     static bool IsGrpc(string? contentType) => contentType?.Split(';')[0].Trim().ToLowerInvariant() is "application/grpc" or "application/grpc+proto";
 
     // Trailers, or Trailers-Only while nothing has been sent.
-    static void Finish(HttpResponse response, Status status, string message)
+    static void Finish(IFeatureCollection http, Status status, string message)
     {
-        var trailers = response.HasStarted ? response.HttpContext.Features.GetRequiredFeature<IHttpResponseTrailersFeature>().Trailers : response.Headers;
+        var response = http.GetRequiredFeature<IHttpResponseFeature>();
+        var trailers = response.HasStarted ? http.GetRequiredFeature<IHttpResponseTrailersFeature>().Trailers : response.Headers;
         trailers["grpc-status"] = status.ToString("D");
         if (message.Length > 0)
             trailers["grpc-message"] = Metadata.Encode(message);
@@ -1208,14 +1207,15 @@ sealed class Server : IAsyncDisposable
             yield return batch.Map(request => Serves(request.Service) ? Health() : throw new StatusException(Status.NOT_FOUND, $"unknown service {request.Service}"));
     }
 
-    async IAsyncEnumerable<Batch<HealthCheckResponse>> WatchHealth(IAsyncEnumerable<Batch<HealthCheckRequest>> requests, [EnumeratorCancellation] CancellationToken cancel = default)
+    async IAsyncEnumerable<Batch<HealthCheckResponse>> WatchHealth(IAsyncEnumerable<Batch<HealthCheckRequest>> requests, CancellationToken aborted, [EnumeratorCancellation] CancellationToken cancel = default)
     {
-        using var over = CancellationTokenSource.CreateLinkedTokenSource(draining.Token, cancel);
+        using var over = CancellationTokenSource.CreateLinkedTokenSource(draining.Token, aborted, cancel);
         await foreach (var batch in requests)
         {
             yield return batch.Map(request => Serves(request.Service) ? Health() : new() { Status = ServingStatus.ServiceUnknown });
             // The state changes once, when the drain begins; a watch must not hold that up, so it ends with it.
             await Task.Delay(Timeout.Infinite, over.Token).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
+            aborted.ThrowIfCancellationRequested();
             cancel.ThrowIfCancellationRequested();
             yield return batch.Map(_ => Health());
             throw new StatusException(Status.UNAVAILABLE, "server is shutting down");
