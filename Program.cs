@@ -12,6 +12,7 @@ using System.CommandLine.Help;
 using System.CommandLine.Invocation;
 using System.Globalization;
 using System.IO.Compression;
+using System.IO.Pipelines;
 using System.Net;
 using System.Net.Http.Headers;
 using System.Net.Security;
@@ -394,77 +395,52 @@ abstract class Reader<T>(ReadBytes source, bool oneOfMany, CancellationToken can
 }
 
 /// <summary>Appends messages to the bytes on their way out.</summary>
-delegate void Append<T>(Batch<T> batch, Outbox outbox) where T : class, new();
+delegate void Append<T>(Batch<T> batch, PipeWriter output) where T : class, new();
 
-/// <summary>Bytes on their way out: messages are appended, and what has gathered leaves in one write.</summary>
-sealed class Outbox
+/// <summary>What came cannot be passed on: the writer says why.</summary>
+sealed class OutputException(Exception reason) : Exception(reason.Message, reason);
+
+static class Pump
 {
     // With the batch that fills it up, a little less than four of HTTP/2's usual frames of 16 KiB.
     const int Full = 60 * 1024;
 
-    byte[] buffer = [];
-    int used;
-
-    public ReadOnlyMemory<byte> Bytes => buffer.AsMemory(0, used);
-    public bool IsFull => used >= Full;
-
-    /// <summary>Room for <paramref name="most"/> more bytes; <see cref="Wrote"/> tells how many of them were used.</summary>
-    public Span<byte> Room(int most)
-    {
-        if (buffer.Length - used < most)
-            Grow(most);
-        return buffer.AsSpan(used);
-    }
-
-    public void Wrote(int count) => used += count;
-
-    void Grow(int most)
-    {
-        var (old, gathered) = (buffer, used);
-        buffer = ArrayPool<byte>.Shared.Rent(Math.Max(used + most, old.Length * 2));
-        old.AsSpan(0, gathered).CopyTo(buffer);
-        if (old.Length > 0)
-            ArrayPool<byte>.Shared.Return(old);
-    }
-
-    /// <summary>Forgets the bytes, and the buffer with them: a stream that waits holds none.</summary>
-    public void Clear()
-    {
-        if (buffer.Length > 0)
-            ArrayPool<byte>.Shared.Return(buffer);
-        (buffer, used) = ([], 0);
-    }
-}
-
-static class Pump
-{
     /// <summary>
     /// The rule that moves all bytes, on both sides: write as long as there is something to write, flush only
     /// when about to wait. It also flushes before it starts, so that headers leave, and before it fails.
     /// </summary>
-    public static async Task RunAsync<T>(IAsyncEnumerable<Batch<T>> source, Append<T> append, Func<ReadOnlyMemory<byte>, ValueTask> flush, CancellationToken cancel) where T : class, new()
+    /// <exception cref="OutputException">The output cannot be written.</exception>
+    public static async Task RunAsync<T>(IAsyncEnumerable<Batch<T>> source, Append<T> append, PipeWriter output, CancellationToken cancel) where T : class, new()
     {
-        await flush(default);
-        var (outbox, full) = (new Outbox(), 0);
+        var full = 0;
+        await FlushAsync();
         var batches = source.GetAsyncEnumerator(cancel);
         for (var more = true; more;)
         {
             var next = batches.MoveNextAsync();
-            if (!next.IsCompletedSuccessfully || outbox.IsFull)
+            if (output.UnflushedBytes > (next.IsCompletedSuccessfully ? Full : 0))
                 await FlushAsync();
             if (more = await next)
-                append(batches.Current, outbox);
+                append(batches.Current, output);
         }
         await FlushAsync();
 
         async ValueTask FlushAsync()
         {
             // A firehose leaves little garbage, but the collector would let tens of megabytes of it gather.
-            if (outbox.IsFull && ++full % 256 == 0)
+            if (output.UnflushedBytes > Full && ++full % 256 == 0)
                 GC.Collect(0);
-            if (outbox.Bytes.Length > 0)
-                await flush(outbox.Bytes);
-            outbox.Clear();
+            try
+            {
+                // Only the wait is cancelled: Kestrel aborts a stream whose flush is, and drops what was to be flushed.
+                var flush = output.FlushAsync(CancellationToken.None);
+                if (!flush.IsCompletedSuccessfully)
+                    await flush.AsTask().WaitAsync(cancel);
+            }
+            catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+            {
+                throw new OutputException(e);
+            }
         }
     }
 }
@@ -604,10 +580,10 @@ static class Text
 /// <summary>Answers as lines of text.</summary>
 static class Lines
 {
-    public static void Append(Batch<FindMaximumResponse> answers, Outbox outbox)
+    public static void Append(Batch<FindMaximumResponse> answers, PipeWriter output)
     {
         const int longest = 21;
-        var lines = outbox.Room(answers.Count * longest);
+        var lines = output.GetSpan(answers.Count * longest);
         var used = 0;
         foreach (var answer in answers)
         {
@@ -615,17 +591,17 @@ static class Lines
             used += length;
             lines[used++] = (byte)'\n';
         }
-        outbox.Wrote(used);
+        output.Advance(used);
     }
 
-    public static void Append(Batch<GreetEveryoneResponse> answers, Outbox outbox)
+    public static void Append(Batch<GreetEveryoneResponse> answers, PipeWriter output)
     {
         foreach (var answer in answers)
         {
-            var line = outbox.Room(Encoding.UTF8.GetByteCount(answer.Result) + 1);
+            var line = output.GetSpan(Encoding.UTF8.GetByteCount(answer.Result) + 1);
             var length = Encoding.UTF8.GetBytes(answer.Result, line);
             line[length] = (byte)'\n';
-            outbox.Wrote(length + 1);
+            output.Advance(length + 1);
         }
     }
 }
@@ -659,15 +635,15 @@ static class Message
 
     public const int PrefixSize = 5;
 
-    public static void Append<T>(Batch<T> batch, Outbox outbox) where T : class, IMessage<T>, new()
+    public static void Append<T>(Batch<T> batch, PipeWriter output) where T : class, IMessage<T>, new()
     {
         foreach (var message in batch)
         {
             var size = message.CalculateSize();
-            var frame = outbox.Room(PrefixSize + size);
+            var frame = output.GetSpan(PrefixSize + size);
             WritePrefix(frame, size);
             message.WriteTo(frame.Slice(PrefixSize, size));
-            outbox.Wrote(PrefixSize + size);
+            output.Advance(PrefixSize + size);
         }
     }
 
@@ -689,16 +665,24 @@ static class Message
 
     const byte Tag = 1 << 3;
 
-    public static void Append(Batch<FindMaximumRequest> batch, Outbox outbox)
+    const int LongestNumber = PrefixSize + 11;
+
+    public static void Append(Batch<FindMaximumRequest> batch, PipeWriter output)
     {
+        var frames = output.GetSpan(batch.Count * LongestNumber);
+        var used = 0;
         foreach (var message in batch)
-            AppendNumber((ulong)message.Number, outbox);
+            used += WriteNumber(frames[used..], (ulong)message.Number);
+        output.Advance(used);
     }
 
-    public static void Append(Batch<FindMaximumResponse> batch, Outbox outbox)
+    public static void Append(Batch<FindMaximumResponse> batch, PipeWriter output)
     {
+        var frames = output.GetSpan(batch.Count * LongestNumber);
+        var used = 0;
         foreach (var message in batch)
-            AppendNumber((ulong)message.Maximum, outbox);
+            used += WriteNumber(frames[used..], (ulong)message.Maximum);
+        output.Advance(used);
     }
 
     public static void Decode(ReadOnlySpan<byte> bytes, Batch<FindMaximumRequest> batch)
@@ -718,9 +702,8 @@ static class Message
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    static void AppendNumber(ulong number, Outbox outbox)
+    static int WriteNumber(Span<byte> frame, ulong number)
     {
-        var frame = outbox.Room(PrefixSize + 11);
         var end = PrefixSize;
         if (number != 0)
         {
@@ -730,7 +713,7 @@ static class Message
             frame[end++] = (byte)number;
         }
         WritePrefix(frame, end - PrefixSize);
-        outbox.Wrote(end);
+        return end;
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -940,9 +923,26 @@ sealed class Server : IHttpApplication<IFeatureCollection>, IAsyncDisposable
         }
         foreach (var endpoint in server.Endpoints)
             Console.Out.WriteLine($"listening on {endpoint}");
+        _ = TidyAsync(server.draining.Token);
         await signalled.Task;
         var drained = server.DrainAsync(drain);
         return await Task.WhenAny(drained, force.Task) == force.Task ? await force.Task : 0;
+    }
+
+    // The collector waits for an allocation, which a server at rest does not make: what a rush left behind would stay.
+    static async Task TidyAsync(CancellationToken stop)
+    {
+        const int little = 64 * 1024, much = 16 * 1024 * 1024;
+        for (long seen = 0, tidied = 0; !stop.IsCancellationRequested; await Task.Delay(Grace, stop).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing))
+        {
+            var allocated = GC.GetTotalAllocatedBytes();
+            if (allocated - seen < little && allocated - tidied > much)
+            {
+                GC.Collect(GC.MaxGeneration, GCCollectionMode.Aggressive);
+                tidied = allocated;
+            }
+            seen = allocated;
+        }
     }
 
     /// <exception cref="SocketException">An endpoint cannot be listened at; the message says which and why.</exception>
@@ -1112,10 +1112,9 @@ sealed class Server : IHttpApplication<IFeatureCollection>, IAsyncDisposable
     static Func<Call, Task> Method<TRequest, TResponse>(Decode<TRequest> decode, Append<TResponse> append, Rpc<TRequest, TResponse> rpc)
         where TRequest : class, new() where TResponse : class, new() => call =>
     {
-        var (request, body) = (call.Http.GetRequiredFeature<IHttpRequestFeature>(), call.Http.GetRequiredFeature<IHttpResponseBodyFeature>().Stream);
+        var request = call.Http.GetRequiredFeature<IHttpRequestFeature>();
         var requests = new MessageReader<TRequest>(request.Body.ReadAsync, decode, request.Headers["grpc-encoding"], oneOfMany: true, call.Cancel);
-        // Kestrel takes an empty write for nothing; only a flush makes the headers leave.
-        return Pump.RunAsync(rpc(requests), append, bytes => bytes.IsEmpty ? new(body.FlushAsync(call.Cancel)) : body.WriteAsync(bytes, call.Cancel), call.Cancel);
+        return Pump.RunAsync(rpc(requests), append, call.Http.GetRequiredFeature<IHttpResponseBodyFeature>().Writer, call.Cancel);
     };
 
     // Kestrel calls these three. An HttpContext, and a host to make it, would be a tenth of what an idle stream costs.
@@ -1147,7 +1146,7 @@ sealed class Server : IHttpApplication<IFeatureCollection>, IAsyncDisposable
         try
         {
             if (!methods.TryGetValue(request.Path, out var method))
-                throw new StatusException(Status.UNIMPLEMENTED, $"unknown method {request.Path}");
+                throw new StatusException(Status.UNIMPLEMENTED, $"unknown method {request.RawTarget}");
             if (!Message.CanRead(request.Headers["grpc-encoding"]))
                 throw new StatusException(Status.UNIMPLEMENTED, $"grpc-encoding {request.Headers["grpc-encoding"]} is not supported");
             if (request.Headers["grpc-timeout"] is [{ } timeout, ..] && Metadata.ParseTimeout(timeout) is { } limit)
@@ -1430,6 +1429,8 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
     const int KeepAliveSeconds = 20, KeepAliveInterval = 5, KeepAliveProbes = 4;
     static readonly TimeSpan PingDelay = TimeSpan.FromMinutes(6), PingTimeout = TimeSpan.FromSeconds(20);
 
+    const int BufferSize = 64 * 1024;
+
     // Large enough that a firehose of answers never waits for a window update on a fast network.
     const int StreamWindow = 1024 * 1024;
 
@@ -1503,8 +1504,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
                 return count;
             }
             var answers = new MessageReader<TResponse>(ReadAsync, decode, One(headers, "grpc-encoding"), oneOfMany: false, stop.Token);
-            using var stdout = OpenStdout();
-            await Pump.RunAsync(answers, line, bytes => Print(stdout, bytes), stop.Token);
+            await Pump.RunAsync(answers, line, PipeWriter.Create(OpenStdout(), new(minimumBufferSize: BufferSize)), stop.Token);
 
             // Trailers-Only came as headers, and only then is the status there.
             var trailers = response.TrailingHeaders.Any() ? response.TrailingHeaders : headers;
@@ -1512,6 +1512,11 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
                     ? ReferenceEquals(trailers, headers) ? (Status.INTERNAL, "the server ended the stream without trailers") : (Status.UNKNOWN, "the trailers hold no grpc-status")
                 : Enum.TryParse<Status>(code, out var status) && Enum.IsDefined(status) && char.IsAsciiDigit(code[0]) ? (status, Metadata.Decode(One(trailers, "grpc-message") ?? ""))
                 : (Status.UNKNOWN, $"the server sent grpc-status {code}");
+        }
+        catch (OutputException e)
+        {
+            outputProblem = e.InnerException;
+            return (Status.CANCELLED, e.Message);
         }
         catch (Exception e) when (e is StatusException or HttpRequestException or IOException or OperationCanceledException or AuthenticationException)
         {
@@ -1527,11 +1532,8 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
         hasStarted = true;
         try
         {
-            await Pump.RunAsync(input, append, async bytes =>
-            {
-                await body.WriteAsync(bytes, stop.Token);
-                await body.FlushAsync(stop.Token);
-            }, stop.Token);
+            await body.FlushAsync(stop.Token);
+            await Pump.RunAsync(input, append, PipeWriter.Create(body, new(minimumBufferSize: BufferSize)), stop.Token);
         }
         catch (InputException e)
         {
@@ -1629,20 +1631,6 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
     }
 
     static string? One(HttpHeaders headers, string name) => headers.TryGetValues(name, out var values) ? values.First() : null;
-
-    ValueTask Print(Stream stdout, ReadOnlyMemory<byte> lines)
-    {
-        try
-        {
-            stdout.Write(lines.Span);
-        }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
-        {
-            outputProblem = e;
-            throw new OperationCanceledException("stdout", e);
-        }
-        return default;
-    }
 
     // Console's stream hides it when a pipe's reader is gone. A FileStream tells, but keeps a position of its own
     // in a file that other processes may be writing to as well, so it is for pipes only.

@@ -135,6 +135,24 @@ public class Hostile(ITestOutputHelper output)
             await answers;
     });
 
+    [Fact]
+    public async Task NothingOfARushStaysWhenTheServerIsAtRest()
+    {
+        // So that the collector has no reason of its own to run during the rush.
+        await using var server = await RunningServer.StartWithAsync([("DOTNET_GCgen0size", "0x8000000")], 1, "--listen", "http://127.0.0.1:0");
+        for (var i = 0; i < Connections; i++)
+        {
+            using var peer = await RawHttp2.ConnectAsync(server.Port);
+            await peer.SendAsync([.. Enumerable.Range(0, Streams).SelectMany(i => RawHttp2.Frames(RawHttp2.Headers, RawHttp2.EndHeaders | RawHttp2.EndStream, 2 * i + 1, RawHttp2.Call(RawHttp2.FindMaximum)))]);
+            Assert.NotNull(await peer.ReadAsync(RawHttp2.Headers, 2 * Streams - 1));
+        }
+        var rush = server.Process.Memory;
+        using var patience = new CancellationTokenSource(Tool.Patience);
+        while (server.Process.Memory > rush - 15_000_000)
+            await Task.Delay(100, patience.Token);
+        output.WriteLine($"{rush >> 20} MiB after the rush, {server.Process.Memory >> 20} MiB at rest");
+    }
+
     // Runs many attackers, calls the server like anybody else meanwhile and afterwards, and looks at its memory.
     async Task AttackAsync(int attackers, Func<int, Task, Task> attack, bool untilClosed = false)
     {

@@ -188,9 +188,12 @@ sealed class RunningServer : IAsyncDisposable
     public static Task<RunningServer> StartAsync() => StartAsync(1, "--listen", "http://127.0.0.1:0");
 
     /// <summary>Serves with these arguments, and waits for as many lines as there are endpoints.</summary>
-    public static async Task<RunningServer> StartAsync(int endpoints, params string[] arguments)
+    public static Task<RunningServer> StartAsync(int endpoints, params string[] arguments) => StartWithAsync([], endpoints, arguments);
+
+    /// <summary>Starts a server with some environment variables set.</summary>
+    public static async Task<RunningServer> StartWithAsync((string Name, string? Value)[] environment, int endpoints, params string[] arguments)
     {
-        var process = Running.Start(["serve", .. arguments]);
+        var process = Running.StartWith(environment, ["serve", .. arguments]);
         const string ready = "listening on ";
         var addresses = new string[endpoints];
         for (var i = 0; i < endpoints; i++)
