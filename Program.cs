@@ -31,6 +31,7 @@ using Grpc.Health.V1;
 using Grpc.Reflection.V1;
 using Microsoft.AspNetCore.Builder;
 using Microsoft.AspNetCore.Connections;
+using Microsoft.AspNetCore.Connections.Features;
 using Microsoft.AspNetCore.Hosting;
 using Microsoft.AspNetCore.Hosting.Server;
 using Microsoft.AspNetCore.Http;
@@ -1139,6 +1140,12 @@ sealed class Server : IHttpApplication<IFeatureCollection>, IAsyncDisposable
         {
             response.StatusCode = StatusCodes.Status415UnsupportedMediaType;
             return;
+        }
+        if (draining.IsCancellationRequested)
+        {
+            // Kestrel waits for streams that are under way only while another runs: so this one tells the peer, and runs for a moment.
+            http.Get<IConnectionLifetimeNotificationFeature>()?.RequestClose();
+            await Task.Delay(Linger);
         }
         response.Headers.ContentType = "application/grpc";
         response.Headers["grpc-accept-encoding"] = "identity,gzip";

@@ -108,6 +108,33 @@ public class Drain
         Assert.Equal(new(0, "", ""), await server.Process.EndAsync());
     }
 
+    // A proxy's connection is at rest between two calls, and the next call under way when the drain begins.
+    [Fact]
+    public async Task ACallThatIsUnderWayWhenItsConnectionIsToldIsServed()
+    {
+        await using var server = await RunningServer.StartAsync();
+        using var peer = await RawHttp2.ConnectAsync(server.Port);
+        server.Process.Signal("TERM");
+        RawHttp2.Frame? frame = null;
+        var number = -1;
+        while (frame?.Type != RawHttp2.GoAway)
+        {
+            await CallAsync();
+            do
+                Assert.NotNull(frame = await peer.ReadAsync());
+            while (frame.Type != RawHttp2.GoAway && (frame.Flags & RawHttp2.EndStream) == 0);
+        }
+        Assert.Equal(int.MaxValue, frame.Word());
+        await CallAsync();
+        while ((frame = await peer.ReadAsync(RawHttp2.Headers, number)) is { } headers && (headers.Flags & RawHttp2.EndStream) == 0)
+        {
+        }
+        Assert.NotNull(frame);
+        Assert.Equal(new(0, "", ""), await server.Process.EndAsync());
+
+        ValueTask CallAsync() => peer.SendAsync(RawHttp2.Headers, RawHttp2.EndHeaders | RawHttp2.EndStream, number += 2, RawHttp2.Call(RawHttp2.FindMaximum));
+    }
+
     [Fact]
     public async Task AServerWaitsForNobodyWithoutAStream()
     {
