@@ -306,16 +306,12 @@ delegate ValueTask<int> ReadBytes(Memory<byte> into, CancellationToken cancel);
 
 /// <summary>A stream of messages cut out of a stream of bytes.</summary>
 /// <param name="oneOfMany">Whether thousands of these may wait at once: then none holds a buffer while it waits.</param>
-abstract class Reader<T>(ReadBytes source, bool oneOfMany, CancellationToken cancel)
-    : IAsyncEnumerable<Batch<T>>, IAsyncEnumerator<Batch<T>> where T : class, new()
+abstract class Reader<T>(ReadBytes source, bool oneOfMany, CancellationToken cancel) : IAsyncEnumerable<Batch<T>> where T : class, new()
 {
     const int ReadSize = 64 * 1024;
 
     byte[] buffer = [];
     int start, end;
-    Exception? failure;
-
-    public Batch<T> Current { get; } = new();
 
     /// <summary>Whether the source has ended: what <see cref="Take"/> is given then is all there is.</summary>
     protected bool Ended { get; private set; }
@@ -323,40 +319,20 @@ abstract class Reader<T>(ReadBytes source, bool oneOfMany, CancellationToken can
     /// <summary>Cuts messages off the front of <paramref name="rest"/> until the batch is full or more bytes are needed.</summary>
     protected abstract void Take(ref ReadOnlySpan<byte> rest, Batch<T> batch);
 
-    public ValueTask<bool> MoveNextAsync()
+    public async IAsyncEnumerator<Batch<T>> GetAsyncEnumerator(CancellationToken cancellationToken = default)
     {
-        try
+        var batch = new Batch<T>();
+        while (true)
         {
-            return TryTake() ? new(true) : FillAsync();
-        }
-        catch (Exception e)
-        {
-            return ValueTask.FromException<bool>(e);
-        }
-    }
-
-    bool TryTake()
-    {
-        if (failure is not null)
-            throw failure;
-        var rest = new ReadOnlySpan<byte>(buffer, start, end - start);
-        Current.Clear();
-        try
-        {
-            Take(ref rest, Current);
-        }
-        catch (Exception e) when (Current.Count > 0)
-        {
-            failure = e; // What came before it is good, and goes first.
-        }
-        start = end - rest.Length;
-        return Current.Count > 0;
-    }
-
-    async ValueTask<bool> FillAsync()
-    {
-        while (!Ended)
-        {
+            var problem = Take(batch);
+            if (batch.Count > 0)
+                yield return batch;
+            if (problem is not null)
+                throw problem; // What came before it is good, and went first.
+            if (batch.Count > 0)
+                continue;
+            if (Ended)
+                break;
             if (start == end && oneOfMany)
             {
                 Release();
@@ -365,11 +341,24 @@ abstract class Reader<T>(ReadBytes source, bool oneOfMany, CancellationToken can
             MakeRoom();
             var count = await source(buffer.AsMemory(end), cancel);
             (end, Ended) = (end + count, count == 0);
-            if (TryTake())
-                return true;
         }
         Release();
-        return false;
+    }
+
+    Exception? Take(Batch<T> batch)
+    {
+        batch.Clear();
+        var rest = new ReadOnlySpan<byte>(buffer, start, end - start);
+        try
+        {
+            Take(ref rest, batch);
+            start = end - rest.Length;
+            return null;
+        }
+        catch (Exception e) when (e is InputException or StatusException)
+        {
+            return e;
+        }
     }
 
     void MakeRoom()
@@ -389,10 +378,6 @@ abstract class Reader<T>(ReadBytes source, bool oneOfMany, CancellationToken can
             ArrayPool<byte>.Shared.Return(buffer);
         (buffer, start, end) = ([], 0, 0);
     }
-
-    public IAsyncEnumerator<Batch<T>> GetAsyncEnumerator(CancellationToken cancellationToken = default) => this;
-
-    public ValueTask DisposeAsync() => default;
 }
 
 /// <summary>Appends messages to the bytes on their way out.</summary>
@@ -909,7 +894,7 @@ sealed class Server : IHttpApplication<IFeatureCollection>, IAsyncDisposable
         await using var server = new Server();
         var signalled = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
         var force = new TaskCompletionSource<int>(TaskCreationOptions.RunContinuationsAsynchronously);
-        using var signals = Signals.On(exitCode =>
+        Signals.On(exitCode =>
         {
             if (!signalled.TrySetResult())
                 force.TrySetResult(exitCode);
@@ -934,7 +919,7 @@ sealed class Server : IHttpApplication<IFeatureCollection>, IAsyncDisposable
     static async Task TidyAsync(CancellationToken stop)
     {
         const int little = 64 * 1024, much = 16 * 1024 * 1024;
-        for (long seen = 0, tidied = 0; !stop.IsCancellationRequested; await Task.Delay(Grace, stop).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing))
+        for (long seen = 0, tidied = 0; !stop.IsCancellationRequested; await Task.Delay(1000, stop).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing))
         {
             var allocated = GC.GetTotalAllocatedBytes();
             if (allocated - seen < little && allocated - tidied > much)
@@ -957,9 +942,7 @@ sealed class Server : IHttpApplication<IFeatureCollection>, IAsyncDisposable
         builder.Logging.SetMinimumLevel(LogLevel.Warning).AddFilter("Microsoft.AspNetCore.Server.Kestrel.Http2", LogLevel.None).AddSimpleConsole(console => console.SingleLine = true);
         builder.Services.Configure<Microsoft.Extensions.Logging.Console.ConsoleLoggerOptions>(console => console.LogToStandardErrorThreshold = LogLevel.Trace);
         builder.WebHost.UseKestrelCore();
-#if NET10_0_OR_GREATER
         builder.Services.AddSingleton<IMemoryPoolFactory<byte>, FrameBlocks>();
-#endif
         // The sockets are bound before Kestrel starts: only so has port 0 one meaning for both loopback
         // addresses, and a Unix socket its mode before anyone can connect.
         var bound = sockets.ToDictionary(socket => socket.LocalEndPoint!);
@@ -1271,7 +1254,6 @@ sealed class Server : IHttpApplication<IFeatureCollection>, IAsyncDisposable
     }
 }
 
-#if NET10_0_OR_GREATER
 /// <summary>Kestrel's memory in blocks as large as a frame: with its own of 4 KiB it reads a frame in four calls.</summary>
 sealed class FrameBlocks : MemoryPool<byte>, IMemoryPoolFactory<byte>
 {
@@ -1283,7 +1265,6 @@ sealed class FrameBlocks : MemoryPool<byte>, IMemoryPoolFactory<byte>
 
     protected override void Dispose(bool disposing) { }
 }
-#endif
 
 /// <summary>Error codes of HTTP/2 (RFC 9113, section 7).</summary>
 static class Http2
@@ -1315,12 +1296,14 @@ static class Tcp
 
 static class Signals
 {
-    /// <summary>Calls <paramref name="action"/> with 130 on SIGINT and with 143 on SIGTERM, until disposed.</summary>
-    public static IDisposable On(Action<int> action)
+    // One that nothing refers to stops listening.
+    static readonly List<PosixSignalRegistration> registered = [];
+
+    /// <summary>Calls <paramref name="action"/> with 130 on SIGINT and with 143 on SIGTERM.</summary>
+    public static void On(Action<int> action)
     {
-        var interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, signal => Handle(signal, 130));
-        var terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, signal => Handle(signal, 143));
-        return new CancellationTokenSource().Token.Register(() => { interrupt.Dispose(); terminate.Dispose(); });
+        registered.Add(PosixSignalRegistration.Create(PosixSignal.SIGINT, signal => Handle(signal, 130)));
+        registered.Add(PosixSignalRegistration.Create(PosixSignal.SIGTERM, signal => Handle(signal, 143)));
 
         void Handle(PosixSignalContext signal, int exitCode)
         {
@@ -1463,7 +1446,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
         where TRequest : class, new() where TResponse : class, new()
     {
         var signalled = new TaskCompletionSource<int>(TaskCreationOptions.RunContinuationsAsynchronously);
-        using var signals = Signals.On(exitCode =>
+        Signals.On(exitCode =>
         {
             signalled.TrySetResult(exitCode);
             stop.Cancel();
