@@ -1148,7 +1148,7 @@ sealed class Server : IHttpApplication<IFeatureCollection>, IAsyncDisposable
         {
             Finish(http, e.Status, e.Message);
         }
-        catch (Exception e) when (e is IOException || Aborted(http).IsCancellationRequested)
+        catch (Exception e) when (e is IOException or OutputException || Aborted(http).IsCancellationRequested)
         {
             // The peer is gone, and with it everybody who could be told.
         }
@@ -1494,7 +1494,8 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
                 return count;
             }
             var answers = new MessageReader<TResponse>(ReadAsync, decode, One(headers, "grpc-encoding"), oneOfMany: false, stop.Token);
-            await Pump.RunAsync(answers, line, PipeWriter.Create(OpenStdout(), new(minimumBufferSize: BufferSize)), stop.Token);
+            // Only reading stops at the deadline: what has been received is printed, however slow stdout is.
+            await Pump.RunAsync(answers, line, PipeWriter.Create(OpenStdout(), new(minimumBufferSize: BufferSize)), default);
 
             // Trailers-Only came as headers, and only then is the status there.
             var trailers = response.TrailingHeaders.Any() ? response.TrailingHeaders : headers;
@@ -1529,6 +1530,10 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
         {
             // What came before has been sent; its answers are worth having, so the stream ends as at the end of input.
             inputProblem = e;
+        }
+        catch (OutputException e)
+        {
+            throw new IOException("the requests cannot be sent", e.InnerException);
         }
     }
 

@@ -231,6 +231,20 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
         """);
 
     [Fact]
+    public async Task NoLineIsCutAtTheDeadline()
+    {
+        await using var server = await RunningServer.StartAsync();
+        await using var client = Running.Start("max", "--address", server.Address, "--deadline", "2");
+        // More than fits in the pipe, which nobody reads before the deadline has passed.
+        await client.FeedAsync(Encoding.ASCII.GetBytes(string.Concat(Enumerable.Range(1, 30_000).Select(i => $"{i}\n"))));
+        await Task.Delay(3000, TestContext.Current.CancellationToken);
+        var result = await client.EndAsync();
+        var lines = result.Output.Split('\n');
+        Assert.Equal("", lines[^1]);
+        Assert.Equal(Enumerable.Range(1, lines.Length - 1).Select(i => $"{i}"), lines[..^1]);
+    }
+
+    [Fact]
     public async Task ADeadlineThatPasses()
     {
         await using var client = Running.Start("max", "--address", server.Address, "--deadline", "0.5");
