@@ -289,6 +289,8 @@ sealed class Batch<T> where T : class, new()
 
     public void Clear() => Count = 0;
 
+    public T this[int index] => items[index]!;
+
     /// <summary>A batch with one message for each of this one.</summary>
     public Batch<TOther> Map<TOther>(Func<T, TOther> map) where TOther : class, new()
     {
@@ -388,12 +390,12 @@ sealed class OutputException(Exception reason) : Exception(reason.Message, reaso
 
 static class Pump
 {
-    // With the batch that fills it up, a little less than four of HTTP/2's usual frames of 16 KiB.
+    // With the batch of numbers that fills it up, a little less than four of HTTP/2's usual frames of 16 KiB.
     const int Full = 60 * 1024;
 
     /// <summary>
     /// The rule that moves all bytes, on both sides: write as long as there is something to write, flush only
-    /// when about to wait. It also flushes before it starts, so that headers leave, and before it fails.
+    /// when about to wait. It also flushes before it starts, so that a response's headers leave, and before it fails.
     /// </summary>
     /// <exception cref="OutputException">The output cannot be written.</exception>
     public static async Task RunAsync<T>(IAsyncEnumerable<Batch<T>> source, Append<T> append, PipeWriter output, CancellationToken cancel) where T : class, new()
@@ -406,7 +408,8 @@ static class Pump
             var next = batches.MoveNextAsync();
             if (output.UnflushedBytes > (next.IsCompletedSuccessfully ? Full : 0))
                 await FlushAsync();
-            if (more = await next)
+            // Nothing to append must not make the pipe take memory for it.
+            if ((more = await next) && batches.Current.Count > 0)
                 append(batches.Current, output);
         }
         await FlushAsync();
@@ -860,7 +863,7 @@ sealed class Server : IHttpApplication<IFeatureCollection>, IAsyncDisposable
     readonly List<string> unixPaths = [];
     WebApplication app = null!;
 
-    // Calls whose last byte has not left yet.
+    // Calls whose end Kestrel has not been given yet.
     int running;
 
     /// <summary>Where this server listens, with real ports.</summary>
@@ -1151,7 +1154,7 @@ sealed class Server : IHttpApplication<IFeatureCollection>, IAsyncDisposable
                 Finish(http, Status.DEADLINE_EXCEEDED, "the deadline has passed");
             // A peer that does not read cannot be told: Kestrel does not say whether it does, so its stream is reset in any case.
             await http.GetRequiredFeature<IHttpResponseBodyFeature>().CompleteAsync();
-            await Task.Delay(Grace, Aborted(http)).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
+            await Task.Delay(Grace);
             http.Get<IHttpResetFeature>()?.Reset(Http2.Cancel);
         }
         finally
@@ -1206,8 +1209,15 @@ sealed class Server : IHttpApplication<IFeatureCollection>, IAsyncDisposable
 
     static async IAsyncEnumerable<Batch<ServerReflectionResponse>> Reflect(IAsyncEnumerable<Batch<ServerReflectionRequest>> requests)
     {
+        // One at a time, as they are large beside their requests: a batch of them would be too much for a peer that does not read.
+        var answer = new Batch<ServerReflectionResponse>();
         await foreach (var batch in requests)
-            yield return batch.Map(Reflect);
+            for (var i = 0; i < batch.Count; i++)
+            {
+                answer.Clear();
+                answer.Add(Reflect(batch[i]));
+                yield return answer;
+            }
     }
 
     static ServerReflectionResponse Reflect(ServerReflectionRequest request)
@@ -1485,7 +1495,7 @@ sealed class Client(Endpoint endpoint, string method, (string Name, string Value
                 return count;
             }
             var answers = new MessageReader<TResponse>(ReadAsync, decode, One(headers, "grpc-encoding"), oneOfMany: false, stop.Token);
-            // Only reading stops at the deadline: what has been received is printed, however slow stdout is.
+            // Only reading stops at the deadline: what has been read is printed, however slow stdout is.
             await Pump.RunAsync(answers, line, PipeWriter.Create(OpenStdout(), new(minimumBufferSize: BufferSize)), default);
 
             // Trailers-Only came as headers, and only then is the status there.

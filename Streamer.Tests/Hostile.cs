@@ -153,6 +153,34 @@ public class Hostile(ITestOutputHelper output)
         output.WriteLine($"{rush >> 20} MiB after the rush, {server.Process.Memory >> 20} MiB at rest");
     }
 
+    [Fact]
+    public async Task AStreamAtRestHoldsNoBuffers()
+    {
+        await using var server = await RunningServer.StartAsync();
+        var before = server.Process.Memory;
+        var peers = new List<RawHttp2>();
+        byte[] five = RawHttp2.Message(8, 5), three = RawHttp2.Message(8, 3);
+        for (var i = 0; i < Connections; i++)
+        {
+            var peer = await RawHttp2.ConnectAsync(server.Port);
+            peers.Add(peer);
+            await peer.SendAsync([.. Enumerable.Range(0, Streams).SelectMany(i => (byte[])[
+                .. RawHttp2.Frames(RawHttp2.Headers, RawHttp2.EndHeaders, 2 * i + 1, RawHttp2.Call(RawHttp2.FindMaximum)), .. RawHttp2.Frames(RawHttp2.Data, 0, 2 * i + 1, five)])]);
+            for (var answers = 0; answers < Streams; answers++)
+                Assert.NotNull(await peer.ReadAsync(RawHttp2.Data));
+            // A message without an answer.
+            await peer.SendAsync([.. Enumerable.Range(0, Streams).SelectMany(i => RawHttp2.Frames(RawHttp2.Data, 0, 2 * i + 1, three)), .. RawHttp2.Frames(RawHttp2.Ping, 0, 0, new byte[8])]);
+            Assert.NotNull(await peer.ReadAsync(RawHttp2.Ping));
+        }
+        await Task.Delay(1000, TestContext.Current.CancellationToken);
+        // Less than it takes the server to miss the answers to its pings, and to close the connections.
+        using var patience = new CancellationTokenSource(TimeSpan.FromSeconds(30));
+        while (server.Process.Memory > before + Connections * Streams * 16_000)
+            await Task.Delay(100, patience.Token);
+        output.WriteLine($"{(server.Process.Memory - before) / (Connections * Streams)} bytes a stream");
+        peers.ForEach(peer => peer.Dispose());
+    }
+
     // Runs many attackers, calls the server like anybody else meanwhile and afterwards, and looks at its memory.
     async Task AttackAsync(int attackers, Func<int, Task, Task> attack, bool untilClosed = false)
     {
