@@ -872,12 +872,13 @@ sealed class BatchReader<T>(PipeReader pipe, IAsyncStreamReader<IMessage> others
         return pipe.ReadAsync() is { IsCompletedSuccessfully: true } reading && TryTake(reading.Result.Buffer);
     }
 
-    // Only when the next batch is asked for is the one before done with.
+    // Only when the next batch is asked for is the one before done with; an idle stream holds no memory of the pipe's.
     void Release()
     {
         if (taken is { } end)
             pipe.AdvanceTo(end);
         taken = null;
+        Current.Cut(ArraySegment<byte>.Empty);
     }
 
     bool TryTake(ReadOnlySequence<byte> bytes)
@@ -897,7 +898,9 @@ sealed class BatchWriter<T>(PipeWriter pipe, CancellationToken stop) : IServerSt
     /// <summary>Writes a batch, which is empty then, and flushes only much: there may be more to write, and a flush comes before the next wait.</summary>
     public Task WriteAsync(Batch<T> batch)
     {
-        pipe.Write(batch.Bytes.Span);
+        // Writing nothing would still take a block of memory, until the next flush.
+        if (!batch.Bytes.IsEmpty)
+            pipe.Write(batch.Bytes.Span);
         batch.Clear();
         return pipe.UnflushedBytes < Wire.FullBatch ? Task.CompletedTask : FlushAsync();
     }
@@ -912,7 +915,7 @@ sealed class PipeHandler(HttpMessageHandler inner, Action<int> took) : Delegatin
 {
     readonly TaskCompletionSource<Stream> requests = new(TaskCreationOptions.RunContinuationsAsynchronously);
     readonly TaskCompletionSource<PipeReader> responses = new(TaskCreationOptions.RunContinuationsAsynchronously);
-    readonly TaskCompletionSource closed = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    readonly CancellationTokenSource closed = new();
     Stream? body;
 
     /// <summary>Where requests are written, and where responses are read.</summary>
@@ -925,7 +928,7 @@ sealed class PipeHandler(HttpMessageHandler inner, Action<int> took) : Delegatin
     /// <summary>Ends the call, with a reset where it has not ended.</summary>
     public void Close()
     {
-        closed.TrySetResult();
+        closed.Cancel();
         body?.Dispose();
     }
 
@@ -944,11 +947,10 @@ sealed class PipeHandler(HttpMessageHandler inner, Action<int> took) : Delegatin
             catch
             {
                 // Ended now, the request would take the answers with it that have arrived and are still to be read.
-                await closed.Task;
-                throw;
+                await Task.Delay(Timeout.Infinite, closed.Token);
             }
         }));
-        Response = await base.SendAsync(request, cancel);
+        Response = await base.SendAsync(request, closed.Token);
         body = await Response.Content.ReadAsStreamAsync(CancellationToken.None);
         var pipe = PipeReader.Create(new CountedStream(body, took), new(bufferSize: Wire.FullBatch));
         Response.Content = WithHeaders(Response.Content.Headers, new StreamContent(pipe.AsStream(leaveOpen: true)));
@@ -1038,8 +1040,23 @@ sealed class Server : IAsyncDisposable
         foreach (var endpoint in server.Endpoints)
             Stdio.Output.Write(Encoding.UTF8.GetBytes($"listening on {endpoint}\n"));
         await Stdio.FlushAsync();
+        _ = server.TidyAsync();
         await first.Task;
         return await Task.WhenAny(server.DrainAsync(drain), second.Task) == second.Task ? await second.Task : 0;
+    }
+
+    // The collector waits for an allocation, which a server at rest does not make: without this, 10,000 idle streams hold
+    // 10.8 kB each instead of 7.9, and what a rush left behind stays.
+    async Task TidyAsync()
+    {
+        const int little = 64 * 1024, much = 16 * 1024 * 1024;
+        for (long seen = 0, tidied = 0; !draining.IsCancellationRequested; await Task.Delay(1000))
+        {
+            var allocated = GC.GetTotalAllocatedBytes();
+            if (allocated - seen < little && allocated - tidied > much)
+                GC.Collect(GC.MaxGeneration, GCCollectionMode.Aggressive);
+            (seen, tidied) = (allocated, allocated - seen < little ? allocated : tidied);
+        }
     }
 
     /// <summary>Starts to serve.</summary>
@@ -1121,17 +1138,14 @@ sealed class Server : IAsyncDisposable
         foreach (var service in services)
         {
             var method = Wire.Method(service.FullName, service.Methods[0].Name, TRequest.Parser, TResponse.Parser);
-            definition.AddMethod(method, (requests, _, context) => HandleAsync(method, context, async http =>
-            {
-                var responses = new BatchWriter<TResponse>(http.Response.BodyWriter, expired.Token);
-                await handler(new BatchReader<TRequest>(http.Request.BodyReader, requests, responses.FlushAsync, expired.Token), responses, context);
-            }));
+            definition.AddMethod(method, (requests, _, context) => HandleAsync(handler, method, requests, context));
         }
         app.MapGrpcService(definition.Build());
     }
 
-    // What the specification asks for beyond what grpc-dotnet does.
-    static async Task HandleAsync(IMethod method, ServerCallContext context, Func<HttpContext, Task> handle)
+    // The adapter, and what the specification asks for beyond what grpc-dotnet does.
+    async Task HandleAsync<TRequest, TResponse>(DuplexStreamingServerMethod<Batch<TRequest>, Batch<TResponse>> handler, IMethod method, IAsyncStreamReader<IMessage> others, ServerCallContext context)
+        where TRequest : IWire<TRequest>, allows ref struct where TResponse : IWire<TResponse>, allows ref struct
     {
         var http = context.GetHttpContext();
         // Routes care neither about case nor about a slash at the end.
@@ -1144,7 +1158,8 @@ sealed class Server : IAsyncDisposable
         try
         {
             await context.WriteResponseHeadersAsync(new() { { "grpc-accept-encoding", "identity,gzip,deflate" } });
-            await handle(http);
+            var responses = new BatchWriter<TResponse>(http.Response.BodyWriter, expired.Token);
+            await handler(new BatchReader<TRequest>(http.Request.BodyReader, others, responses.FlushAsync, expired.Token), responses, context);
         }
         catch (Exception e) when (StatusOf(e) is { } status)
         {
@@ -1481,7 +1496,8 @@ sealed class Client(CallSettings settings)
         // stdin and stdout may block a thread each, and the call needs some besides.
         ThreadPool.SetMinThreads(4, 1);
         var call = CallAsync(input, print);
-        if (await Task.WhenAny(call, signalled.Task) == call)
+        await Task.WhenAny(call, signalled.Task);
+        if (!signalled.Task.IsCompleted)
         {
             var (status, message) = await call;
             return status != StatusCode.OK ? Program.Fail(64 + (int)status, $"{NameOf(status)}: {message}") : badInput is null ? 0 : throw badInput;

@@ -35,15 +35,17 @@ public class Fuzz(ITestOutputHelper output)
             // Some at a time, so that they meet in the server.
             foreach (var some in calls.Chunk(10))
             {
-                var ids = new HashSet<int>();
+                var paths = new Dictionary<int, string>();
                 foreach (var (path, body, split, encoding) in some)
                 {
                     var id = await peer.RequestAsync(path, [("grpc-encoding", encoding)]);
                     await peer.SendAsync(Frame.Data(id, body[..split]), Frame.Data(id, body[split..], end: true));
-                    ids.Add(id);
+                    paths.Add(id, path);
                 }
-                foreach (var (id, response) in await peer.ReadResponsesAsync(ids))
-                    Assert.True(response is { HttpStatus: 200, Status: Status.Ok or Status.Internal or Status.ResourceExhausted or Status.InvalidArgument or Status.NotFound }, $"check {check}, stream {id}: {response}");
+                foreach (var (id, response) in await peer.ReadResponsesAsync(paths.Keys.ToHashSet()))
+                    Assert.True(response is { HttpStatus: 200, Status: Status.Ok or Status.Internal or Status.ResourceExhausted or Status.NotFound or Status.Unimplemented }
+                        // What grpc-dotnet says of a malformed message in its own services.
+                        || response.Status == Status.Unknown && paths[id].StartsWith("/grpc."), $"check {check}, stream {id}, {paths[id]}: {response}");
             }
             var normal = await peer.RequestAsync(Grpc.FindMaximum, []);
             await peer.SendAsync(Frame.Data(normal, Grpc.Numbers(1, 3, 2), end: true));
@@ -53,8 +55,8 @@ public class Fuzz(ITestOutputHelper output)
             if (check == ChecksToWarmUp)
                 warm = server.Process.Memory;
         }
+        await server.Process.MemoryFallsToAsync(warm * 3 / 2);
         output.WriteLine($"{warm >> 20} MiB after warm-up, {server.Process.Memory >> 20} MiB at the end");
-        Assert.InRange(server.Process.Memory, 0, warm * 3 / 2);
         server.Process.Signal("TERM");
         Assert.Equal(new Result(0, "", ""), await server.Process.EndAsync());
     }

@@ -90,11 +90,16 @@ static class Grpc
     }
 
     /// <summary>What .NET makes of bytes; of none it makes none, and grpc-dotnet sends that for an empty message.</summary>
-    public static byte[] Gzip(byte[] bytes)
+    public static byte[] Gzip(byte[] bytes) => Compress(bytes, stream => new GZipStream(stream, CompressionLevel.Optimal));
+
+    /// <summary>What gRPC calls deflate: zlib's format.</summary>
+    public static byte[] Deflate(byte[] bytes) => Compress(bytes, stream => new ZLibStream(stream, CompressionLevel.Optimal));
+
+    static byte[] Compress(byte[] bytes, Func<Stream, Stream> compressor)
     {
         using var compressed = new MemoryStream();
-        using (var gzip = new GZipStream(compressed, CompressionLevel.Optimal))
-            gzip.Write(bytes);
+        using (var stream = compressor(compressed))
+            stream.Write(bytes);
         return compressed.ToArray();
     }
 }

@@ -147,9 +147,7 @@ public class Hostile(ITestOutputHelper output)
             Assert.NotNull(await peer.ReadAsync(RawHttp2.Headers, 2 * Streams - 1));
         }
         var rush = server.Process.Memory;
-        using var patience = new CancellationTokenSource(Tool.Patience);
-        while (server.Process.Memory > rush - 15_000_000)
-            await Task.Delay(100, patience.Token);
+        await server.Process.MemoryFallsToAsync(rush - 15_000_000);
         output.WriteLine($"{rush >> 20} MiB after the rush, {server.Process.Memory >> 20} MiB at rest");
     }
 
@@ -172,11 +170,10 @@ public class Hostile(ITestOutputHelper output)
             await peer.SendAsync([.. Enumerable.Range(0, Streams).SelectMany(i => RawHttp2.Frames(RawHttp2.Data, 0, 2 * i + 1, three)), .. RawHttp2.Frames(RawHttp2.Ping, 0, 0, new byte[8])]);
             Assert.NotNull(await peer.ReadAsync(RawHttp2.Ping));
         }
-        await Task.Delay(1000, TestContext.Current.CancellationToken);
-        // Less than it takes the server to miss the answers to its pings, and to close the connections.
-        using var patience = new CancellationTokenSource(TimeSpan.FromSeconds(30));
-        while (server.Process.Memory > before + Connections * Streams * 16_000)
-            await Task.Delay(100, patience.Token);
+        // The server closes connections that do not answer its pings, and has their memory back then.
+        var answering = Task.WhenAll(peers.Select(peer => peer.AnswerPingsAsync()));
+        await server.Process.MemoryFallsToAsync(before + Connections * Streams * 16_000);
+        Assert.False(answering.IsCompleted);
         output.WriteLine($"{(server.Process.Memory - before) / (Connections * Streams)} bytes a stream");
         peers.ForEach(peer => peer.Dispose());
     }

@@ -52,7 +52,7 @@ public class Proxies
     public async Task StatusComesThrough(string name)
     {
         await using var site = await Site.StartAsync(name);
-        Assert.Equal(new(76, "", "streamer: UNIMPLEMENTED: unknown method /nobody.Knows/Max\n"), await Tool.RunAsync("1\n", "max", "--method", "nobody.Knows/Max", "--address", site.Address));
+        Assert.Equal(new(76, "", "streamer: UNIMPLEMENTED: Service is unimplemented.\n"), await Tool.RunAsync("1\n", "max", "--method", "nobody.Knows/Max", "--address", site.Address));
         await using var client = Running.Start("max", "--deadline", "5", "--address", site.Address);
         await client.WriteLineAsync("1");
         Assert.Equal("1", await client.ReadLineAsync());

@@ -89,5 +89,13 @@ sealed class RawHttp2(Socket socket) : IDisposable
         return null;
     }
 
+    /// <summary>Answers pings to the connection's end, and drops all else.</summary>
+    public async Task AnswerPingsAsync()
+    {
+        while (await ReadAsync(Ping) is { } ping)
+            if (ping.Flags != Ack)
+                await SendAsync(Ping, Ack, 0, ping.Payload);
+    }
+
     public void Dispose() => stream.Dispose();
 }

@@ -110,6 +110,17 @@ sealed class Running : IAsyncDisposable
         }
     }
 
+    /// <summary>Waits until the process has no more memory in use than that: what is garbage is collected once it is at rest.</summary>
+    public async Task MemoryFallsToAsync(long bytes)
+    {
+        using var patience = new CancellationTokenSource(Tool.Patience);
+        while (Memory > bytes)
+            if (patience.IsCancellationRequested)
+                Assert.Fail($"{Memory >> 20} MiB stay in use, where {bytes >> 20} were expected");
+            else
+                await Task.Delay(100);
+    }
+
     /// <summary>The most memory that the process has had in use so far, in MiB.</summary>
     public int PeakMemory => int.Parse(
         File.ReadLines($"/proc/{Id}/status").Single(line => line.StartsWith("VmHWM:", StringComparison.Ordinal)).AsSpan(6).Trim().TrimEnd(" kB"),
@@ -220,4 +231,22 @@ public sealed class SharedServer : IAsyncLifetime
     public async ValueTask InitializeAsync() => server = await RunningServer.StartAsync();
 
     public ValueTask DisposeAsync() => server.DisposeAsync();
+}
+
+/// <summary>A folder that is gone after the test.</summary>
+sealed class TempFolder : IDisposable
+{
+    readonly DirectoryInfo folder = Directory.CreateTempSubdirectory("streamer-");
+
+    /// <summary>The path of something in it.</summary>
+    public string this[string name] => Path.Combine(folder.FullName, name);
+
+    /// <summary>Writes a file and gives its path.</summary>
+    public string Write(string name, string text)
+    {
+        File.WriteAllText(this[name], text);
+        return this[name];
+    }
+
+    public void Dispose() => folder.Delete(recursive: true);
 }

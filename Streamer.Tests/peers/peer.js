@@ -18,22 +18,31 @@ const grpc = require('@grpc/grpc-js');
 const loader = require('@grpc/proto-loader');
 
 const unlimited = { 'grpc.max_receive_message_length': -1 };
-const root = join(__dirname, '../..');
-const packages = grpc.loadPackageDefinition(
-  loader.loadSync(['streaming.proto', 'greet.proto', 'calculator.proto', 'grpc/health/v1/health.proto'], {
-    keepCase: true,
-    longs: String,
-    enums: String,
-    defaults: true,
-    includeDirs: [root, join(root, 'protos')],
-  }),
-);
-const services = [
-  packages.streaming.GreetService,
-  packages.streaming.CalculatorService,
-  packages.greet.GreetService,
-  packages.calculator.CalculatorService,
-];
+const style = { keepCase: true, longs: String, enums: String, defaults: true };
+const contract = loader.loadSync(join(__dirname, '../../streaming.proto'), style);
+const greet = contract['streaming.GreetService'];
+const calculator = contract['streaming.CalculatorService'];
+const services = [greet, calculator, inCourse('greet', greet), inCourse('calculator', calculator)];
+
+// The same service under the name that the course gives it.
+function inCourse(name, service) {
+  const renamed = Object.entries(service).map(([key, method]) => [key, { ...method, path: method.path.replace('/streaming.', `/${name}.`) }]);
+  return Object.fromEntries(renamed);
+}
+
+const health = loader.fromJSON({
+  nested: {
+    HealthCheckRequest: { fields: { service: { type: 'string', id: 1 } } },
+    HealthCheckResponse: { fields: { status: { type: 'ServingStatus', id: 1 } } },
+    ServingStatus: { values: { UNKNOWN: 0, SERVING: 1, NOT_SERVING: 2, SERVICE_UNKNOWN: 3 } },
+    Health: {
+      methods: {
+        Check: { requestType: 'HealthCheckRequest', responseType: 'HealthCheckResponse' },
+        Watch: { requestType: 'HealthCheckRequest', responseType: 'HealthCheckResponse', responseStream: true },
+      },
+    },
+  },
+}, style).Health;
 
 // ---- server
 
@@ -41,7 +50,7 @@ const trouble = 'what is wrong: 100 % of it, naïvely ✗';
 
 function serve() {
   const server = new grpc.Server(unlimited);
-  for (const { service } of services) {
+  for (const service of services) {
     server.addService(service, {
       GreetEveryone: answering(
         () => ({ greeting }) => ({ result: `Hello ${[greeting?.first_name, greeting?.last_name].filter(Boolean).join(' ')}!` }),
@@ -95,7 +104,7 @@ function call(address, method, options) {
   const metadata = new grpc.Metadata();
   for (const [key, value] of Object.entries(options.metadata ?? {}))
     metadata.set(key, key.endsWith('-bin') ? Buffer.from(value, 'base64') : value);
-  const { encode, decode, make, show } = codec(method);
+  const { encode, decode, make, show, single } = codec(method);
   const stream = client.makeBidiStreamRequest(`/${method}`, options.raw ? (hex) => Buffer.from(hex, 'hex') : encode, decode, metadata,
     options.deadline ? { deadline: Date.now() + options.deadline * 1000 } : {});
   let answers = 0;
@@ -109,15 +118,14 @@ function call(address, method, options) {
     // What was printed goes first; stdin may still be open.
     process.stdout.write('', () => process.exit(code === grpc.status.OK ? 0 : 64 + code));
   });
-  send(stream, options.raw ? (line) => line : make);
+  send(stream, options.raw ? (line) => line : make, single);
 }
 
 function codec(method) {
   const [, service, name] = /^(.*)\/(.*)$/.exec(method);
-  const { FindMaximum, GreetEveryone } = { ...services[0].service, ...services[1].service };
-  const health = packages.grpc.health.v1.Health.service;
+  const { FindMaximum, GreetEveryone } = { ...greet, ...calculator };
   const of = (definition, make, show) => ({ encode: definition.requestSerialize, decode: definition.responseDeserialize, make, show });
-  return service === 'grpc.health.v1.Health' ? of(health[name], (line) => ({ service: line }), ({ status }) => status)
+  return service === 'grpc.health.v1.Health' ? { ...of(health[name], (line) => ({ service: line }), ({ status }) => status), single: true }
     : name === 'FindMaximum' ? of(FindMaximum, (line) => ({ number: line }), ({ maximum }) => maximum)
     : of(GreetEveryone, (line) => {
         const [first, ...last] = line.split(' ');
@@ -125,9 +133,11 @@ function codec(method) {
       }, ({ result }) => result);
 }
 
-async function send(stream, make) {
-  for await (const line of createInterface({ input: process.stdin, crlfDelay: Infinity }))
+async function send(stream, make, single) {
+  for await (const line of createInterface({ input: process.stdin, crlfDelay: Infinity })) {
     if (!stream.write(make(line))) await once(stream, 'drain');
+    if (single) break; // Only then does a server answer a method that takes one message.
+  }
   stream.end();
 }
 
