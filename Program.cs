@@ -279,23 +279,21 @@ sealed class Batch<T> where T : IWire<T>, allows ref struct
     byte[] buffer = [];
     int start, end;
 
-    /// <summary>The messages' bytes, good until the batch changes.</summary>
+    /// <summary>The messages' bytes, without those that have been taken by enumerating; good until the batch changes.</summary>
     public ReadOnlyMemory<byte> Bytes => buffer.AsMemory(start, end - start);
 
-    /// <summary>Makes this a batch of those messages at the start of some bytes which may travel together, and gives their size.</summary>
-    public int Cut(ArraySegment<byte> bytes)
+    /// <summary>Makes this a batch of those messages at the start of some bytes that have their usual form; false where there is none.</summary>
+    public bool TrySet(ReadOnlyMemory<byte> bytes)
     {
-        var size = 0;
-        while (size < Wire.FullBatch && Wire.TryTake(bytes.AsSpan(size), Wire.FullBatch, out var message) && T.TryRead(message, out _))
-            size += Wire.PrefixSize + message.Length;
-        (buffer, start, end) = (bytes.Array!, bytes.Offset, bytes.Offset + size);
-        return size;
+        var isOne = T.Take(bytes.Span, out _) > 0 & MemoryMarshal.TryGetArray(bytes, out var array);
+        (buffer, start, end) = isOne ? (array.Array!, array.Offset, array.Offset + array.Count) : ([], 0, 0);
+        return isOne;
     }
 
-    /// <summary>Makes this a batch of one message, which came in another form, or is too large for company.</summary>
+    /// <summary>Makes this a batch of one message, which came in another form.</summary>
     public void Set(IMessage message)
     {
-        // protobuf keeps what it does not know, and that is no part of the form that is read here.
+        // protobuf keeps what it does not know, and that is no part of the usual form.
         var known = T.Parser.WithDiscardUnknownFields(true).ParseFrom(message.ToByteArray());
         buffer = [.. new byte[Wire.PrefixSize], .. known.ToByteArray()];
         (start, end) = (0, Wire.WritePrefix(buffer, buffer.Length - Wire.PrefixSize));
@@ -324,11 +322,12 @@ sealed class Batch<T> where T : IWire<T>, allows ref struct
         (buffer, start, end) = ([], 0, 0);
     }
 
-    public Enumerator GetEnumerator() => new(Bytes.Span);
+    public Enumerator GetEnumerator() => new(this);
 
-    public ref struct Enumerator(ReadOnlySpan<byte> rest)
+    /// <summary>Takes messages out of the batch, up to the first that has another form.</summary>
+    public ref struct Enumerator(Batch<T> batch)
     {
-        ReadOnlySpan<byte> rest = rest;
+        ReadOnlySpan<byte> rest = batch.Bytes.Span;
         T current = default!;
 
         public readonly T Current => current;
@@ -336,12 +335,12 @@ sealed class Batch<T> where T : IWire<T>, allows ref struct
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
         public bool MoveNext()
         {
-            if (!Wire.TryTake(rest, int.MaxValue, out var message))
-                return false;
-            T.TryRead(message, out current);
-            rest = rest[(Wire.PrefixSize + message.Length)..];
-            return true;
+            var size = T.Take(rest, out current);
+            rest = rest[size..];
+            return size > 0;
         }
+
+        public readonly void Dispose() => batch.start = batch.end - rest.Length;
     }
 }
 
@@ -351,8 +350,8 @@ interface IWire<T> where T : IWire<T>, allows ref struct
     /// <summary>What reads a message in any form.</summary>
     static abstract MessageParser Parser { get; }
 
-    /// <summary>Reads a message without its prefix; false where it has another form.</summary>
-    static abstract bool TryRead(ReadOnlySpan<byte> message, out T view);
+    /// <summary>Reads the message at the start of some bytes, and gives its size with its prefix; 0 where it is not whole or has another form.</summary>
+    static abstract int Take(ReadOnlySpan<byte> bytes, out T view);
 }
 
 /// <summary>FindMaximum's messages, which are alike in both directions.</summary>
@@ -361,11 +360,11 @@ readonly record struct Number(long Value) : IWire<Number>
     public static MessageParser Parser => Streaming.FindMaximumRequest.Parser;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static bool TryRead(ReadOnlySpan<byte> message, out Number view)
+    public static int Take(ReadOnlySpan<byte> bytes, out Number view)
     {
-        var isUsual = Wire.TryReadNumber(message, out var number);
+        var size = Wire.TakeNumber(bytes, out var number);
         view = new(number);
-        return isUsual;
+        return size;
     }
 }
 
@@ -376,11 +375,12 @@ readonly ref struct GreetEveryoneRequest(ReadOnlySpan<byte> firstName, ReadOnlyS
 
     public static MessageParser Parser => Streaming.GreetEveryoneRequest.Parser;
 
-    public static bool TryRead(ReadOnlySpan<byte> message, out GreetEveryoneRequest view)
+    public static int Take(ReadOnlySpan<byte> bytes, out GreetEveryoneRequest view)
     {
+        var size = Wire.Take(bytes, out var message);
         var greeting = Wire.TakeText(ref message, 1);
         view = new(Wire.TakeText(ref greeting, 1), Wire.TakeText(ref greeting, 2));
-        return message.IsEmpty && greeting.IsEmpty && Utf8.IsValid(view.FirstName) && Utf8.IsValid(view.LastName);
+        return message.IsEmpty && greeting.IsEmpty && Utf8.IsValid(view.FirstName) && Utf8.IsValid(view.LastName) ? size : 0;
     }
 }
 
@@ -390,10 +390,11 @@ readonly ref struct GreetEveryoneResponse(ReadOnlySpan<byte> result) : IWire<Gre
 
     public static MessageParser Parser => Streaming.GreetEveryoneResponse.Parser;
 
-    public static bool TryRead(ReadOnlySpan<byte> message, out GreetEveryoneResponse view)
+    public static int Take(ReadOnlySpan<byte> bytes, out GreetEveryoneResponse view)
     {
+        var size = Wire.Take(bytes, out var message);
         view = new(Wire.TakeText(ref message, 1));
-        return message.IsEmpty && Utf8.IsValid(view.Result);
+        return message.IsEmpty && Utf8.IsValid(view.Result) ? size : 0;
     }
 }
 
@@ -444,6 +445,9 @@ static class Wire
     /// <summary>From this size on a batch is full: it still fits in a processor's nearer caches. A larger message travels by itself.</summary>
     public const int FullBatch = 64 * 1024;
 
+    // Field 1, as a varint.
+    const byte NumberTag = 1 << 3;
+
     /// <summary>The room that it takes to write a number, with its prefix.</summary>
     public const int MaxNumberSize = 16;
 
@@ -459,18 +463,17 @@ static class Wire
             new((message, context) => context.Complete(message.ToByteArray()), context => parser.ParseFrom(context.PayloadAsReadOnlySequence()));
     }
 
-    /// <summary>Finds the message at the start of some bytes; false where it is not whole, not plain, or larger than it may be.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static bool TryTake(ReadOnlySpan<byte> bytes, int largest, out ReadOnlySpan<byte> message)
+    /// <summary>Finds the message at the start of some bytes, and gives its size with its prefix; 0 where it is not whole, not plain, or large.</summary>
+    public static int Take(ReadOnlySpan<byte> bytes, out ReadOnlySpan<byte> message)
     {
         message = default;
         if (bytes.Length < PrefixSize || bytes[0] != 0)
-            return false;
+            return 0;
         var size = BinaryPrimitives.ReadUInt32BigEndian(bytes[1..]);
-        if (size > Math.Min(bytes.Length - PrefixSize, largest))
-            return false;
+        if (size > Math.Min(bytes.Length - PrefixSize, FullBatch))
+            return 0;
         message = bytes.Slice(PrefixSize, (int)size);
-        return true;
+        return PrefixSize + (int)size;
     }
 
     /// <summary>Writes the prefix of a message of so many bytes, and gives the size of both.</summary>
@@ -485,31 +488,49 @@ static class Wire
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static int WriteNumber(Span<byte> frame, long number)
     {
-        frame[PrefixSize] = 1 << 3;
         if (number is <= 0 or >= 1 << 28)
+        {
+            frame[PrefixSize] = NumberTag;
             return WritePrefix(frame, number == 0 ? 0 : 1 + WriteVarint(frame[(PrefixSize + 1)..], (ulong)number));
-        // Up to four bytes of seven bits each, without a loop.
+        }
+        // Nearly all numbers are up to four bytes of seven bits each: prefix, tag and varint without a loop.
         var bits = (uint)number;
         var size = SizeOfVarint(bits);
-        var varint = bits & 0x7f | (bits & 0x3f80) << 1 | (bits & 0x1fc000) << 2 | bits >> 21 << 24 | 0x808080 & (uint)((1UL << (8 * (size - 1))) - 1);
-        BinaryPrimitives.WriteUInt32LittleEndian(frame[(PrefixSize + 1)..], varint);
-        return WritePrefix(frame, 1 + size);
+        BinaryPrimitives.WriteUInt64LittleEndian(frame, (ulong)(1 + size) << 32 | (ulong)NumberTag << 40);
+        BinaryPrimitives.WriteUInt32LittleEndian(frame[(PrefixSize + 1)..], bits & 0x7f | (bits & 0x3f80) << 1 | (bits & 0x1fc000) << 2 | bits >> 21 << 24 | 0x808080 & LowBytes(size - 1));
+        return PrefixSize + 1 + size;
     }
 
-    /// <summary>Reads a message that is a number in field 1, or nothing where that is 0; false for any other form.</summary>
+    /// <summary>Reads a message that is a number in field 1, or nothing where that is 0, and gives its size with its prefix; 0 for any other form.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static bool TryReadNumber(ReadOnlySpan<byte> message, out long number)
+    public static int TakeNumber(ReadOnlySpan<byte> bytes, out long number)
+    {
+        // What is written without a loop is read without one.
+        if (bytes.Length > PrefixSize + 5 && BinaryPrimitives.ReadUInt32LittleEndian(bytes) == 0 && bytes[4] is >= 2 and <= 5 && bytes[PrefixSize] == NumberTag)
+        {
+            var size = bytes[4] - 1;
+            var varint = BinaryPrimitives.ReadUInt32LittleEndian(bytes[(PrefixSize + 1)..]) & LowBytes(size);
+            number = varint & 0x7f | (varint & 0x7f00) >> 1 | (varint & 0x7f0000) >> 2 | (varint & 0x7f000000) >> 3;
+            return (varint & 0x80808080) == (0x808080 & LowBytes(size - 1)) ? PrefixSize + 1 + size : 0;
+        }
+        return TakeAnyNumber(bytes, out number);
+    }
+
+    static uint LowBytes(int count) => (uint)((1UL << (8 * count)) - 1);
+
+    static int TakeAnyNumber(ReadOnlySpan<byte> bytes, out long number)
     {
         number = 0;
-        if (message.Length is 0 or > 11 || message[0] != 1 << 3)
-            return message.IsEmpty;
+        var size = Take(bytes, out var message);
+        if (message.Length is 0 or > 11 || message[0] != NumberTag)
+            return message.IsEmpty ? size : 0;
         for (var i = 1; i < message.Length; i++)
         {
             number |= (message[i] & 0x7fL) << (7 * (i - 1));
             if (message[i] <= 0x7f)
-                return i == message.Length - 1;
+                return i == message.Length - 1 ? size : 0;
         }
-        return false;
+        return 0;
     }
 
     /// <summary>What a text or a message takes in a field, with what comes before it.</summary>
@@ -760,16 +781,21 @@ static class Stdio
 
     /// <summary>Reads some bytes of stdin as soon as there are any; 0 at the end.</summary>
     /// <exception cref="Problem">It cannot be read.</exception>
-    public static Task<int> ReadAsync(Memory<byte> into) => Task.Run(() =>
+    public static ValueTask<int> ReadAsync(Memory<byte> into)
     {
-        if (OperatingSystem.IsWindows())
-            return Console.OpenStandardInput().Read(into.Span);
-        nint count;
-        while ((count = read(0, ref MemoryMarshal.GetReference(into.Span), into.Length)) < 0)
-            if (!CanRetry(0, 1, out var error))
-                throw new Problem(1, $"stdin: {error.Message}");
-        return (int)count;
-    });
+        return !OperatingSystem.IsWindows() && poll([0, PollIn], 1, 0) == 1 ? new(Read()) : new(Task.Run(Read));
+
+        int Read()
+        {
+            if (OperatingSystem.IsWindows())
+                return Console.OpenStandardInput().Read(into.Span);
+            nint count;
+            while ((count = read(0, ref MemoryMarshal.GetReference(into.Span), into.Length)) < 0)
+                if (!CanRetry(0, PollIn, out var error))
+                    throw new Problem(1, $"stdin: {error.Message}");
+            return (int)count;
+        }
+    }
 
     /// <summary>Writes what has gathered.</summary>
     /// <exception cref="Problem">It cannot be written, which is no problem where the reader of a pipe is gone.</exception>
@@ -795,7 +821,7 @@ static class Stdio
         while (!bytes.IsEmpty)
             if (write(descriptor, ref MemoryMarshal.GetReference(bytes), bytes.Length) is >= 0 and var count)
                 bytes = bytes[(int)count..];
-            else if (!CanRetry(descriptor, 4, out var error))
+            else if (!CanRetry(descriptor, PollOut, out var error))
                 return error;
         return null;
     }
@@ -805,8 +831,7 @@ static class Stdio
     {
         var (code, interrupted, again) = (Marshal.GetLastPInvokeError(), 4, OperatingSystem.IsLinux() ? 11 : 35);
         error = new(Marshal.GetPInvokeErrorMessage(code), code);
-        // A struct of an int and two shorts, what is asked and what is answered.
-        return code == interrupted || code == again && poll([descriptor, events * 0x10001], 1, -1) >= 0;
+        return code == interrupted || code == again && poll([descriptor, events], 1, -1) >= 0;
     }
 
     [DllImport("libc", SetLastError = true)]
@@ -814,6 +839,9 @@ static class Stdio
 
     [DllImport("libc", SetLastError = true)]
     static extern nint write(int descriptor, ref readonly byte bytes, nint count);
+
+    // What poll waits for. The second and the third part of its struct are two shorts, what is asked and what is answered.
+    const int PollIn = 0x10001, PollOut = 0x40004;
 
     [DllImport("libc", SetLastError = true)]
     static extern int poll(int[] descriptors, nuint count, int timeout);
@@ -835,7 +863,7 @@ static class Stdio
 /// <param name="stop">Ends the wait.</param>
 sealed class BatchReader<T>(PipeReader pipe, IAsyncStreamReader<IMessage> others, Func<Task> flush, CancellationToken stop) : IAsyncStreamReader<Batch<T>> where T : IWire<T>, allows ref struct
 {
-    SequencePosition? taken;
+    ReadOnlySequence<byte> bytes;
 
     public Batch<T> Current { get; } = new();
 
@@ -847,10 +875,8 @@ sealed class BatchReader<T>(PipeReader pipe, IAsyncStreamReader<IMessage> others
             await flush();
         try
         {
-            var bytes = (await reading).Buffer;
-            if (TryTake(bytes))
+            if (TryTake(await reading))
                 return true;
-            pipe.AdvanceTo(bytes.Start);
         }
         catch (IOException)
         {
@@ -869,24 +895,25 @@ sealed class BatchReader<T>(PipeReader pipe, IAsyncStreamReader<IMessage> others
     public bool TryMoveNext()
     {
         Release();
-        return pipe.ReadAsync() is { IsCompletedSuccessfully: true } reading && TryTake(reading.Result.Buffer);
+        return pipe.ReadAsync() is { IsCompletedSuccessfully: true } reading && TryTake(reading.Result);
+    }
+
+    bool TryTake(ReadResult read)
+    {
+        if (Current.TrySet(read.Buffer.First))
+            bytes = read.Buffer;
+        else
+            pipe.AdvanceTo(read.Buffer.Start);
+        return !bytes.IsEmpty;
     }
 
     // Only when the next batch is asked for is the one before done with; an idle stream holds no memory of the pipe's.
     void Release()
     {
-        if (taken is { } end)
-            pipe.AdvanceTo(end);
-        taken = null;
-        Current.Cut(ArraySegment<byte>.Empty);
-    }
-
-    bool TryTake(ReadOnlySequence<byte> bytes)
-    {
-        if (!MemoryMarshal.TryGetArray(bytes.First, out var first) || Current.Cut(first) is var size && size == 0)
-            return false;
-        taken = bytes.GetPosition(size);
-        return true;
+        if (!bytes.IsEmpty)
+            pipe.AdvanceTo(bytes.GetPosition(bytes.FirstSpan.Length - Current.Bytes.Length));
+        bytes = default;
+        Current.TrySet(default);
     }
 }
 
@@ -1551,11 +1578,20 @@ sealed class Client(CallSettings settings)
         var stream = await handler.Requests;
         try
         {
-            for (; await input.ReadAsync(filling); (filling, leaving) = (leaving, filling))
+            while (true)
             {
+                var reading = input.ReadAsync(filling);
+                if (!reading.IsCompleted)
+                {
+                    await sent;
+                    await stream.FlushAsync();
+                }
+                if (!await reading)
+                    break;
                 await sent;
                 leaving.Clear();
-                sent = WriteAsync(filling.Bytes);
+                sent = stream.WriteAsync(filling.Bytes).AsTask();
+                (filling, leaving) = (leaving, filling);
             }
         }
         catch (Problem e)
@@ -1565,12 +1601,6 @@ sealed class Client(CallSettings settings)
         }
         await sent;
         await requests.CompleteAsync();
-
-        async Task WriteAsync(ReadOnlyMemory<byte> bytes)
-        {
-            await stream.WriteAsync(bytes);
-            await stream.FlushAsync();
-        }
     }
 
     // Makes the connection; with --wait-for-ready as often as it takes.
