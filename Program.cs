@@ -6,6 +6,7 @@
 using System.Buffers;
 using System.Buffers.Binary;
 using System.Buffers.Text;
+using System.Collections.Concurrent;
 using System.CommandLine;
 using System.CommandLine.Help;
 using System.CommandLine.Invocation;
@@ -1040,7 +1041,7 @@ sealed class Server : IAsyncDisposable
     static readonly TimeSpan PingDelay = TimeSpan.FromSeconds(20), PingTimeout = PingDelay, HeadersTimeout = TimeSpan.FromSeconds(10);
 
     // A connection may hold this many streams times their window; and one peer may not use up the process's descriptors.
-    const int MaxStreamsPerConnection = 100, StreamWindow = 256 * 1024, ConnectionWindow = 1024 * 1024, MaxConnections = 10_000;
+    const int MaxStreamsPerConnection = 100, StreamWindow = 4 * 1024 * 1024, ConnectionWindow = StreamWindow, MaxConnections = 10_000;
 
     // How long a call that is over may take to get its last bytes to a peer that does not read, and what is under way between two peers to arrive.
     static readonly TimeSpan Grace = TimeSpan.FromSeconds(1), Linger = TimeSpan.FromSeconds(0.25);
@@ -1353,10 +1354,21 @@ sealed class Server : IAsyncDisposable
 /// <summary>Kestrel's memory in blocks as large as a frame: with its own of 4 KiB it reads a frame in four calls.</summary>
 sealed class FrameBlocks : MemoryPool<byte>, IMemoryPoolFactory<byte>
 {
+    static readonly ConcurrentQueue<Block> free = [];
+
     public override int MaxBufferSize => 16 * 1024;
     public MemoryPool<byte> Create(MemoryPoolOptions? options) => this;
-    public override IMemoryOwner<byte> Rent(int minBufferSize = -1) => Shared.Rent(Math.Max(minBufferSize, MaxBufferSize));
+    public override IMemoryOwner<byte> Rent(int minBufferSize = -1) => minBufferSize > MaxBufferSize ? Shared.Rent(minBufferSize) : free.TryDequeue(out var block) ? block : new Block(MaxBufferSize);
     protected override void Dispose(bool disposing) { }
+
+    /// <summary>Lets go of what is not in use.</summary>
+    public static void Trim() => free.Clear();
+
+    sealed class Block(int size) : IMemoryOwner<byte>
+    {
+        public Memory<byte> Memory { get; } = GC.AllocateUninitializedArray<byte>(size);
+        public void Dispose() => free.Enqueue(this);
+    }
 }
 
 static class Tcp

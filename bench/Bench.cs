@@ -29,7 +29,7 @@ static class Program
         """;
 
     static readonly (string Name, Action Run)[] sections =
-        [("numbers", Numbers), ("latency", Latency), ("startup", StartUp), ("memory", Memory), ("idle", Idle), ("many", Many)];
+        [("numbers", Numbers), ("latency", Latency), ("startup", StartUp), ("link", OverLink), ("memory", Memory), ("idle", Idle), ("many", Many)];
 
     static bool tiny;
     static int runs;
@@ -187,6 +187,23 @@ static class Program
         }
     }
 
+    // One of our clients at one end of a link, and each server at the other: how much of it is used.
+    static void OverLink()
+    {
+        var count = tiny ? 100_000 : 10_000_000;
+        var client = stacks.LastOrDefault(stack => !stack.IsPeer)!;
+        using var servers = new Servers(stacks);
+        Round(Math.Min(runs, 3), [.. stacks.Where(stack => !stack.IsPeer || stack.Name is "go" or "dotnet")], stack =>
+        {
+            using var link = new Link(servers[stack].Port);
+            var start = Stopwatch.GetTimestamp();
+            using (var process = Child.WithFiles(client.Program, client.Call("max", link.Port), Files.LargestFirst(count), Files.Output))
+                process.End();
+            Samples.Add(stack.Name, Figure.LinkShare, link.Sent / Stopwatch.GetElapsedTime(start).TotalSeconds / Link.BytesPerSecond);
+            Files.Check(Files.Output, Files.Largest(count), stack.Name);
+        });
+    }
+
     // The most memory that a client and its server, both fresh, ever held during a stream.
     static void Memory()
     {
@@ -308,7 +325,7 @@ sealed class BenchException(string message) : Exception(message);
 
 enum Figure
 {
-    OneAnswer, EveryNumber, GreetP50, GreetP99, MaxP50, MaxP99, StartUp, IdleBytes, ManySeconds,
+    OneAnswer, EveryNumber, GreetP50, GreetP99, MaxP50, MaxP99, StartUp, LinkShare, IdleBytes, ManySeconds,
     ClientFewOne, ServerFewOne, ClientManyOne, ServerManyOne, ClientFewEvery, ServerFewEvery, ClientManyEvery, ServerManyEvery,
 }
 
@@ -442,7 +459,9 @@ sealed record Stack(string Name, string About, string Program, int OneAnswer, in
 {
     public string[] Serve(int port) => IsPeer ? ["server", $"{port}"] : ["serve", "--listen", $"http://127.0.0.1:{port}"];
 
-    public string[] Call(string command, Server server) => IsPeer ? [command, $"127.0.0.1:{server.Port}"] : [command, "--address", $"http://127.0.0.1:{server.Port}"];
+    public string[] Call(string command, Server server) => Call(command, server.Port);
+
+    public string[] Call(string command, int port) => IsPeer ? [command, $"127.0.0.1:{port}"] : [command, "--address", $"http://127.0.0.1:{port}"];
 }
 
 static class Awk
@@ -684,6 +703,88 @@ sealed class Server : IDisposable
     public Child Process { get; }
 
     public void Dispose() => Process.Dispose();
+}
+
+/// <summary>
+/// A network between clients and a server: each direction delays by 5 ms and lets 1 Gbit pass in a second. It is a relay, as
+/// `tc netem` needs a kernel module and root.
+/// </summary>
+sealed class Link : IDisposable
+{
+    public const double BytesPerSecond = 125e6;
+
+    // What a router or a TCP socket would hold at such a speed.
+    const int ChunkSize = 64 * 1024, MaxChunks = 64;
+    static readonly long delay = Stopwatch.Frequency * 5 / 1000;
+
+    readonly TcpListener listener = new(IPAddress.Loopback, 0);
+    long sent;
+
+    public Link(int port)
+    {
+        listener.Start();
+        Start(() =>
+        {
+            while (true)
+            {
+                TcpClient near = listener.AcceptTcpClient(), far = new("127.0.0.1", port);
+                near.NoDelay = far.NoDelay = true;
+                Carry(near, far, count => sent += count);
+                Carry(far, near, _ => { });
+            }
+        });
+    }
+
+    public int Port => ((IPEndPoint)listener.LocalEndpoint).Port;
+
+    /// <summary>How many bytes clients have sent.</summary>
+    public long Sent => Interlocked.Read(ref sent);
+
+    static void Carry(TcpClient from, TcpClient to, Action<int> count)
+    {
+        var chunks = new BlockingCollection<(byte[] Bytes, long Due)>(MaxChunks);
+        Start(() =>
+        {
+            var free = 0L;
+            try
+            {
+                for (var buffer = new byte[ChunkSize]; from.GetStream().Read(buffer) is > 0 and var size;)
+                {
+                    free = Math.Max(free, Stopwatch.GetTimestamp()) + (long)(size / BytesPerSecond * Stopwatch.Frequency);
+                    count(size);
+                    chunks.Add((buffer[..size], free + delay));
+                }
+            }
+            finally
+            {
+                chunks.CompleteAdding();
+            }
+        });
+        Start(() =>
+        {
+            using (to)
+                foreach (var (bytes, due) in chunks.GetConsumingEnumerable())
+                {
+                    while (Stopwatch.GetTimestamp() < due)
+                        Thread.Sleep(due - Stopwatch.GetTimestamp() > delay / 5 ? 1 : 0);
+                    to.GetStream().Write(bytes);
+                }
+        });
+    }
+
+    // A connection that one side closes, however it does it, ends for the other side.
+    static void Start(Action work) => new Thread(() =>
+    {
+        try
+        {
+            work();
+        }
+        catch (Exception e) when (e is IOException or SocketException or ObjectDisposedException or InvalidOperationException)
+        {
+        }
+    }) { IsBackground = true }.Start();
+
+    public void Dispose() => listener.Dispose();
 }
 
 /// <summary>A server of each stack.</summary>
