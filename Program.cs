@@ -16,12 +16,6 @@ namespace Streamer;
 
 static class Program
 {
-    const string ExitCodes = """
-        Exit codes: 0 OK; 1 bad input, or output that cannot be written; 2 bad command
-        line; 64 + N when the call ended with gRPC status N (78 is UNAVAILABLE);
-        130 / 143 after SIGINT / SIGTERM.
-        """;
-
     sealed class Help : SynchronousCommandLineAction
     {
         readonly HelpAction usual = new() { MaxWidth = 80 };
@@ -29,10 +23,21 @@ static class Program
         public override int Invoke(ParseResult parsed)
         {
             var result = usual.Invoke(parsed);
-            parsed.InvocationConfiguration.Output.WriteLine(ExitCodes);
+            parsed.InvocationConfiguration.Output.WriteLine($"""
+                Example: {Example(parsed.CommandResult.Command)}
+                Exit codes: 0 OK; 1 bad input or output; 2 bad command line; 64 + N when a call
+                ends with gRPC status N; 128 + N when signal N ends what would have gone on.
+                """);
             return result;
         }
     }
+
+    static string Example(Command command) => command.Name switch
+    {
+        "serve" => "streamer serve --listen 'http://*:50051' --listen unix:/tmp/streamer",
+        "greet" => "printf 'Ada\\nGrace\\n' | streamer greet",
+        _ => "echo 1 5 3 6 2 20 | streamer max",
+    };
 
     static async Task<int> Main(string[] args)
     {
@@ -49,11 +54,9 @@ static class Program
         root.Options.OfType<HelpOption>().Single().Action = new Help();
         root.Directives.Clear();
         // A name on the command line may begin with @: it is not a file of arguments.
-        var parsed = root.Parse(args, new() { ResponseFileTokenReplacer = null });
-        var command = parsed.CommandResult.Command;
-        if (parsed.Errors is [var first, ..] && parsed.Action is not Help)
-            // Without a command the first error says just that, and the second, if any, why.
-            return Fail(2, $"{(command == root ? parsed.Errors.Skip(1).FirstOrDefault(first) : first).Message} (see {(command == root ? "" : "streamer ")}{command.Name} --help)");
+        var parsed = root.Parse(args is [] ? ["--help"] : args, new() { ResponseFileTokenReplacer = null });
+        if (parsed.Action is not Help && Fault(parsed) is { } fault)
+            return Fail(2, fault);
         try
         {
             // Signals are ours: System.CommandLine would end the process two seconds after one.
@@ -65,17 +68,45 @@ static class Program
         }
     }
 
+    // What is wrong with a command line, where to put it right, and where there is more to read.
+    static string? Fault(ParseResult parsed)
+    {
+        var (command, root) = (parsed.CommandResult.Command, parsed.RootCommandResult.Command);
+        var stray = parsed.Tokens.FirstOrDefault(token => token.Type == TokenType.Directive)?.Value ?? parsed.UnmatchedTokens.FirstOrDefault();
+        // Without a command the first error says just that, and the second, if any, why.
+        var fault = parsed.Errors.Skip(command == root ? 1 : 0).Concat(parsed.Errors).FirstOrDefault()?.Message;
+        if (stray is null && fault is null)
+            return null;
+        var commands = command == root ? root.Subcommands : [command];
+        if (commands.FirstOrDefault(one => one.Options.Any(option => option.Name == stray?.Split('=')[0])) is { } owner)
+            return $"{stray} goes behind the command, as in: streamer {owner.Name} {stray} ...";
+        if (command != root && command.Name != "serve" && stray is [not ('-' or '['), ..] or ['-', >= '0' and <= '9', ..])
+            return $"{command.Name} takes its input from stdin, not \"{stray}\" from the command line, as in: {Example(command)}";
+        return $"{fault ?? $"Unrecognized command or argument '{stray}'."}{Suggestion()} (see {(command == root ? "" : "streamer ")}{command.Name} --help)";
+
+        string Suggestion()
+        {
+            var told = new StringWriter();
+            if (stray is { Length: > 2 } && command.Parse([stray.Split('=')[0]]) is { Action: ParseErrorAction action } alone)
+            {
+                action.ShowHelp = false;
+                alone.Invoke(new() { Output = told, Error = TextWriter.Null });
+            }
+            return told.ToString().Split('\n') is [_, { Length: > 2 } close, ..] ? $" Did you mean {close.Trim()}?" : "";
+        }
+    }
+
     static Command ServeCommand()
     {
         var listen = Option<string[]>("--listen", "URL", "http://HOST:PORT, https://HOST:PORT or unix:/PATH, where HOST is localhost, an IP address or * and port 0 a free one; repeatable [default: http://localhost:50051]");
         var cert = Option<string>("--cert", "FILE", "PEM file with the certificate and its chain; a new one there is used for new connections");
         var key = Option<string>("--key", "FILE", "PEM file with the certificate's private key");
         var clientCa = Option<string>("--client-ca", "FILE", "PEM file with roots that must vouch for clients");
-        var drain = Option<string>("--drain", "SECONDS", "how long running streams may go on after SIGINT or SIGTERM; a second signal ends at once [default: 30]");
+        var drain = Option<string>("--drain", "TIME", "how long running streams may go on after SIGINT or SIGTERM; a second signal ends at once [default: 30]");
         var command = new Command("serve", "Serve both RPCs, health checking and reflection over gRPC.") { listen, cert, key, clientCa, drain };
         command.SetAction(async (parsed, _) =>
         {
-            var patience = Seconds("--drain", 0, parsed.GetValue(drain) ?? "30");
+            var patience = Duration("--drain", 0, parsed.GetValue(drain) ?? "30");
             var urls = parsed.GetValue(listen) is { Length: > 0 } given ? given : [Endpoint.Default];
             var tls = Tls.ForServer(parsed.GetValue(cert), parsed.GetValue(key), parsed.GetValue(clientCa));
             return await Server.RunAsync(Array.ConvertAll(urls, Endpoint.Parse), tls, patience);
@@ -85,9 +116,9 @@ static class Program
 
     static Command ClientCommand(string name, string description, string rpc, Func<Client, Task<int>> run)
     {
-        var address = Option<string>("--address", "URL", "whom to call [default: $STREAMER_ADDRESS, else http://localhost:50051, else a server in this process]");
+        var address = Option<string>("--address", "URL", "HOST:PORT, https://HOST:PORT or unix:/PATH [default: $STREAMER_ADDRESS, else localhost:50051, else its own]");
         var method = Option<string>("--method", "NAME", $"[default: {rpc}]");
-        var deadline = Option<string>("--deadline", "SECONDS", "how long the call may take");
+        var deadline = Option<string>("--deadline", "TIME", "how long the call may take: 5, 5s, 500ms, 1m");
         var wait = Option<bool>("--wait-for-ready", null, "retry the connection until the deadline");
         var header = Option<string[]>("-H", "name: value", "metadata; base64 for names in -bin; repeatable");
         var caCert = Option<string>("--cacert", "FILE", "PEM file with roots to trust, not the system's");
@@ -99,7 +130,7 @@ static class Program
         {
             var asked = parsed.GetValue(address) ?? (Environment.GetEnvironmentVariable("STREAMER_ADDRESS") is { Length: > 0 } set ? set : null);
             return run(new(new(Endpoint.Parse(asked ?? Endpoint.Default), ParseMethod(parsed.GetValue(method) ?? rpc), ParseMetadata(parsed.GetValue(header) ?? []),
-                Deadline: parsed.GetValue(deadline) is { } text ? Seconds("--deadline", 0.001, text) : null,
+                Deadline: parsed.GetValue(deadline) is { } text ? Duration("--deadline", 0.001, text) : null,
                 WaitForReady: parsed.GetValue(wait),
                 MayServeItself: asked is null,
                 Roots: parsed.GetValue(caCert) is { } file ? Tls.Roots(file) : null,
@@ -116,16 +147,26 @@ static class Program
 
     static Option<T> Option<T>(string name, string? value, string description) => new(name) { HelpName = value, Description = description };
 
-    // At most 46 days, which every timer can tell.
-    static TimeSpan Seconds(string option, double least, string text) =>
-        double.TryParse(text, NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture, out var seconds) && seconds >= least && seconds <= 4_000_000
-            ? TimeSpan.FromSeconds(seconds) : throw new Problem(2, $"{option} takes seconds from {least} to 4000000, not \"{text}\"");
+    // 5, 5s, 500ms, 1m or 1h; at most 46 days, which every timer can tell.
+    static TimeSpan Duration(string option, double least, string text)
+    {
+        var number = text.TrimEnd('h', 'm', 's');
+        var unit = text[number.Length..] switch { "" or "s" => 1, "ms" => 0.001, "m" => 60, "h" => 3600, _ => double.NaN };
+        return double.TryParse(number, NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture, out var value) && value * unit is var seconds && seconds >= least && seconds <= 4_000_000
+            ? TimeSpan.FromSeconds(seconds) : throw new Problem(2, $"{option} takes seconds from {least} to 4000000, or 500ms, 5s, 1m, 1h, not \"{text}\"");
+    }
 
     /// <summary>--method's SERVICE/METHOD.</summary>
     /// <exception cref="Problem">It is not two names with a slash between them.</exception>
     static (string Service, string Name) ParseMethod(string text) =>
         text.TrimStart('/') is var name && name.All(c => char.IsAsciiLetterOrDigit(c) || c is '.' or '_' or '/') && name.Split('/') is [{ Length: > 0 } service, { Length: > 0 } method]
             ? (service, method) : throw new Problem(2, $"--method takes SERVICE/METHOD, not \"{text}\"");
+
+    // Headers that tell how a call or a connection works (RFC 9113, section 8.2.2), and those that gRPC sets.
+    static readonly string[] OfTheConnection =
+    [
+        "te", "content-type", "user-agent", "host", "connection", "proxy-connection", "keep-alive", "transfer-encoding", "content-length", "upgrade", "expect", "trailer",
+    ];
 
     /// <summary>-H's "name: value", checked as PROTOCOL-HTTP2 defines Custom-Metadata.</summary>
     /// <exception cref="Problem">A name is invalid or gRPC's own, or a value is not ASCII or not base64.</exception>
@@ -137,8 +178,8 @@ static class Program
             var (name, value) = header.Split(':', 2) is [var before, var after] ? (before.Trim().ToLowerInvariant(), after.Trim()) : ("", "");
             if (name.Length == 0 || !name.All(c => char.IsAsciiLetterLower(c) || char.IsAsciiDigit(c) || c is '-' or '_' or '.'))
                 throw new Problem(2, $"-H takes 'name: value', and a name of letters, digits, '-', '_' and '.', not '{header}'");
-            if (name.StartsWith("grpc-", StringComparison.Ordinal) || name is "te" or "content-type" or "user-agent" or "host" or "connection" or "transfer-encoding" or "content-length")
-                throw new Problem(2, $"-H cannot set {name}: it is gRPC's own");
+            if (name.StartsWith("grpc-", StringComparison.Ordinal) || OfTheConnection.Contains(name))
+                throw new Problem(2, $"-H cannot set {name}: it is gRPC's or HTTP's own");
             if (!value.All(c => c is >= ' ' and <= '~'))
                 throw new Problem(2, $"-H {name}: a value is printable ASCII; other bytes go in base64 under a name that ends in -bin");
             if (!name.EndsWith("-bin", StringComparison.Ordinal))
@@ -173,25 +214,60 @@ sealed record Endpoint(Uri Url, string? UnixPath)
 {
     public const string Default = "http://localhost:50051";
 
+    const int DefaultPort = 50051;
+
     // Linux has room for 108 bytes in a socket's address, macOS for 104.
     static readonly int MaxUnixPath = OperatingSystem.IsMacOS() ? 103 : 107;
 
-    /// <summary>Takes http://HOST:PORT, https://HOST:PORT, HOST:PORT and unix:/PATH.</summary>
+    /// <summary>What to dial: where a server listens at any address, that is this machine.</summary>
+    public Uri Dialled => IPAddress.TryParse(Url.IdnHost, out var ip) && (ip.Equals(IPAddress.Any) || ip.Equals(IPAddress.IPv6Any)) ? new UriBuilder(Url) { Host = "localhost" }.Uri : Url;
+
+    /// <summary>Takes http://HOST:PORT, https://HOST:PORT, HOST:PORT, HOST, PORT, :PORT and unix:/PATH.</summary>
     /// <exception cref="Problem">The text is none of these.</exception>
     public static Endpoint Parse(string text)
     {
-        if (text.StartsWith("unix:", StringComparison.Ordinal) && text.Length > 5)
-            return Path.GetFullPath(text[5..]) is var path && Encoding.UTF8.GetByteCount(path) <= MaxUnixPath ? new(new("http://localhost"), path)
-                : throw new Problem(2, $"{text}: a Unix socket's path has at most {MaxUnixPath} bytes");
-        // Uri knows no host "*"; [::] is what it means: any address, of IPv4 as well.
-        var url = text.Contains("://", StringComparison.Ordinal) ? text : "http://" + text;
+        if (text.StartsWith("unix:", StringComparison.Ordinal))
+            return UnixSocket(text[5..], text);
+        var hasScheme = text.Contains("://", StringComparison.Ordinal);
+        var bare = text.StartsWith(':') ? text[1..] : text;
+        var url = hasScheme ? text
+            : bare.Length > 0 && bare.All(char.IsAsciiDigit) ? $"http://localhost:{bare}"
+            : IPAddress.TryParse(text, out var ip) && ip.AddressFamily == AddressFamily.InterNetworkV6 ? $"http://[{text}]"
+            : $"http://{text}";
+        // Uri knows no host "*"; [::] is what it means: any address, of IPv4 as well. And it takes a plain number for a host's address.
         if (Uri.TryCreate(url.Replace("//*", "//[::]"), UriKind.Absolute, out var uri)
-            && uri is { Scheme: "http" or "https", PathAndQuery: "/", UserInfo: "", Fragment: "" })
-            return new(uri, null);
-        throw new Problem(2, $"\"{text}\" is not an address: http://HOST:PORT, https://HOST:PORT or unix:/PATH");
+            && uri is { Scheme: "http" or "https", PathAndQuery: "/", UserInfo: "", Fragment: "" }
+            && (uri.HostNameType != UriHostNameType.IPv4 || url.Contains(uri.Host)))
+            return new(hasScheme || url.TrimEnd('/').EndsWith($":{uri.Port}") ? uri : new UriBuilder(uri) { Port = DefaultPort }.Uri, null);
+        throw new Problem(2, $"\"{text}\" is not an address: HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix:/PATH");
     }
 
-    public override string ToString() => UnixPath is null ? Url.GetLeftPart(UriPartial.Authority) : $"unix:{UnixPath}";
+    static Endpoint UnixSocket(string path, string text) =>
+        path.TrimStart('/') is "" || path.EndsWith('/') ? throw new Problem(2, $"\"{text}\" does not name a socket: unix:/PATH")
+        : Path.GetFullPath(path) is var full && Encoding.UTF8.GetByteCount(full) <= MaxUnixPath ? new(new("http://localhost"), full)
+        : throw new Problem(2, $"{text}: a Unix socket's path has at most {MaxUnixPath} bytes");
+
+    /// <summary>What is wrong with a Unix socket's path, whether it is to be listened at or called; null where nothing is.</summary>
+    public string? PathFault => UnixPath is null ? null
+        : Path.GetDirectoryName(UnixPath) is var folder && !Directory.Exists(folder) ? $"there is no folder {folder}"
+        : Path.Exists(UnixPath) && !IsSocket(UnixPath) ? "what is there is not a socket" : null;
+
+    /// <summary>Whether a file is a socket.</summary>
+    public static bool IsSocket(string path)
+    {
+        try
+        {
+            // Read-write, as a pipe without a writer would hold up a reader.
+            File.OpenHandle(path, access: FileAccess.ReadWrite, share: FileShare.ReadWrite).Dispose();
+            return false;
+        }
+        catch (Exception e)
+        {
+            return e.HResult is 6 or 102 or unchecked((int)0x80070780); // ENXIO; EOPNOTSUPP on macOS; ERROR_CANT_ACCESS_FILE
+        }
+    }
+
+    public override string ToString() => UnixPath is null ? $"{Url.Scheme}://{Url.Host}:{Url.Port}" : $"unix:{UnixPath}";
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -247,16 +323,21 @@ sealed class Batch<T> where T : IWire<T>, allows ref struct
     /// <summary>Makes this a batch of those messages at the start of some bytes that have their usual form; false where there is none.</summary>
     public bool TrySet(ReadOnlyMemory<byte> bytes)
     {
+        IsForeign = false;
         var isOne = T.Take(bytes.Span, out _) > 0 & MemoryMarshal.TryGetArray(bytes, out var array);
         (buffer, start, end) = isOne ? (array.Array!, array.Offset, array.Offset + array.Count) : ([], 0, 0);
         return isOne;
     }
+
+    /// <summary>Whether this is one message with nothing in it that its type knows: it was meant as another.</summary>
+    public bool IsForeign { get; private set; }
 
     /// <summary>Makes this a batch of one message, which came in another form.</summary>
     public void Set(IMessage message)
     {
         // protobuf keeps what it does not know, and that is no part of the usual form.
         var known = T.Parser.WithDiscardUnknownFields(true).ParseFrom(message.ToByteArray());
+        IsForeign = known.CalculateSize() == 0 && message.CalculateSize() > 0;
         buffer = [.. new byte[Wire.PrefixSize], .. known.ToByteArray()];
         (start, end) = (0, Wire.WritePrefix(buffer, buffer.Length - Wire.PrefixSize));
     }
@@ -1249,7 +1330,7 @@ sealed class Server : IAsyncDisposable
         }
         catch (SocketException e)
         {
-            throw new Problem(1, $"cannot listen at {endpoint}: {(e.SocketErrorCode == SocketError.AddressAlreadyInUse ? "the address is in use" : e.Message)}");
+            throw new Problem(1, $"cannot listen at {endpoint}: {endpoint.PathFault ?? (e.SocketErrorCode == SocketError.AddressAlreadyInUse ? "the address is in use" : e.Message)}");
         }
     }
 
@@ -1265,22 +1346,8 @@ sealed class Server : IAsyncDisposable
         catch (SocketException e)
         {
             // Otherwise nothing is there; or what is there makes the bind fail, with a message.
-            if (e.SocketErrorCode == SocketError.ConnectionRefused && IsSocket(path))
+            if (e.SocketErrorCode == SocketError.ConnectionRefused && Endpoint.IsSocket(path))
                 File.Delete(path);
-        }
-
-        static bool IsSocket(string path)
-        {
-            try
-            {
-                // Read-write, as a pipe without a writer would hold up a reader.
-                File.OpenHandle(path, access: FileAccess.ReadWrite, share: FileShare.ReadWrite).Dispose();
-                return false;
-            }
-            catch (Exception e)
-            {
-                return e.HResult is 6 or 102 or unchecked((int)0x80070780); // ENXIO; EOPNOTSUPP on macOS; ERROR_CANT_ACCESS_FILE
-            }
         }
     }
 
@@ -1512,7 +1579,7 @@ sealed class Client(CallSettings settings)
     {
         var handler = new PipeHandler(new Connector(this), count => gate?.Took(count));
         // Not disposed of, which would close the connection before a reset has left. The process ends with its call.
-        var call = GrpcChannel.ForAddress(endpoint.Url, new() { HttpHandler = handler }).CreateCallInvoker().AsyncDuplexStreamingCall(
+        var call = GrpcChannel.ForAddress(endpoint.Dialled, new() { HttpHandler = handler }).CreateCallInvoker().AsyncDuplexStreamingCall(
             Wire.Method(settings.Method.Service, settings.Method.Name, TRequest.Parser, TResponse.Parser), null, new(settings.Metadata, DateTime.UtcNow + settings.Deadline));
         BatchReader<TResponse>? answers = null;
         try
@@ -1522,11 +1589,18 @@ sealed class Client(CallSettings settings)
             if (ContentType(handler.Response!) is { IsGrpc: false })
                 await call.ResponseStream.MoveNext();
             answers = new(await handler.Responses, call.ResponseStream, Stdio.FlushAsync, stop.Token);
+            var isForeign = false;
             while (await answers.MoveNext(CancellationToken.None))
-                print(answers.Current);
+                if (!answers.Current.IsForeign)
+                    print(answers.Current);
+                else if (!isForeign)
+                {
+                    isForeign = true;
+                    Stdio.Tell($"streamer: answers of {settings.Method.Service}/{settings.Method.Name} are of another type, and are not printed");
+                }
             return (StatusCode.OK, "");
         }
-        catch (OperationCanceledException)
+        catch (Exception e) when (e is OperationCanceledException || e is RpcException { StatusCode: StatusCode.DeadlineExceeded } && handler.Response is null)
         {
             // What has arrived is printed, however slow stdout is.
             while (answers?.TryMoveNext() == true)
@@ -1633,7 +1707,7 @@ sealed class Client(CallSettings settings)
         }
         catch (SocketException e) when (settings is { MayServeItself: true, WaitForReady: false } && e.SocketErrorCode == SocketError.ConnectionRefused)
         {
-            Stdio.Tell($"streamer: nothing listens at {endpoint}: this call is served by this very process");
+            Stdio.Tell($"streamer: no server at {endpoint}, so this command brings its own");
             var server = new Server();
             await server.StartAsync([Endpoint.Parse("http://127.0.0.1:0")], null);
             return await DialAsync(new IPEndPoint(IPAddress.Loopback, server.Endpoints[0].Url.Port), cancel);
@@ -1712,6 +1786,7 @@ sealed class Client(CallSettings settings)
         InvalidDataException { Message: "Message too large." } => (StatusCode.ResourceExhausted, e.Message),
         InvalidProtocolBufferException or InvalidDataException => (StatusCode.Internal, $"a message is malformed: {e.Message}"),
         _ when gate?.Reset is { } code => (status, $"the server reset the stream: {code}"),
+        _ when gate?.GoAway is "NO_ERROR" => (StatusCode.Unavailable, $"{endpoint} shut down before the stream had ended"),
         _ when gate?.GoAway is { } reason => (StatusCode.Unavailable, $"the server closed the connection: {reason}"),
         _ when gate is { SpeaksHttp1: true } => (StatusCode.Unavailable, $"{endpoint} speaks HTTP/1.1, not HTTP/2"),
         _ when refusal is not null => (StatusCode.Unavailable, refusal),
@@ -1719,12 +1794,14 @@ sealed class Client(CallSettings settings)
         _ when gate is { HasReceived: false } && (isAskedForCertificate || settings.Certificate is not null) => (StatusCode.Unauthenticated, $"{endpoint} wants a client certificate (--cert, --key) that it trusts"),
         _ when Inner<SocketException>(e) is { } socket && gate is null => (StatusCode.Unavailable, socket.SocketErrorCode switch
         {
+            _ when endpoint.PathFault is { } fault => $"nothing listens at {endpoint}: {fault}",
+            _ when endpoint.UnixPath is { } path && !Path.Exists(path) => $"nothing listens at {endpoint}: there is no such file",
             SocketError.ConnectionRefused => $"nothing listens at {endpoint}",
             SocketError.HostNotFound or SocketError.NoData or SocketError.TryAgain => $"there is no host {endpoint.Url.Host}",
             _ => $"cannot connect to {endpoint}: {socket.Message}",
         }),
         HttpRequestException { HttpRequestError: HttpRequestError.VersionNegotiationError } => (StatusCode.Unavailable, $"{endpoint} does not speak HTTP/2"),
-        HttpRequestException { HttpRequestError: HttpRequestError.SecureConnectionError } => (StatusCode.Unavailable, $"{endpoint} does not answer in TLS with HTTP/2: {e.GetBaseException().Message}"),
+        HttpRequestException { HttpRequestError: HttpRequestError.SecureConnectionError } => (StatusCode.Unavailable, $"{endpoint} does not answer in TLS with HTTP/2: {e.GetBaseException().Message}{(e.GetBaseException() is AuthenticationException or IOException ? " (does it want http://?)" : "")}"),
         _ when Inner<HttpProtocolException>(e) is { } protocol => (StatusCode.Internal, $"{endpoint} broke the HTTP/2 protocol: {protocol.Message}"),
         _ => (StatusCode.Unavailable, $"the connection to {endpoint} was lost"),
     };
@@ -1820,7 +1897,8 @@ sealed class FrameGate(Stream connection) : TransportStream
         if (end == 0)
             throw new EndOfStreamException();
         HasReceived = true;
-        SpeaksHttp1 |= frame.AsSpan(0, end).StartsWith("HTTP/"u8);
+        // Some answer what they do not understand with a page and nothing else.
+        SpeaksHttp1 |= frame.AsSpan(0, end).StartsWith("HTTP/"u8) || frame[0] == '<';
         var (size, kind, flags) = (frame[0] << 16 | frame[1] << 8 | frame[2], (Kind)frame[3], frame[4]);
         if (end < HeaderSize || size > LargestPayload)
             open = long.MaxValue; // No HTTP/2, which is for the handler to say.

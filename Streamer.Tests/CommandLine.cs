@@ -101,6 +101,10 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
     public Task Options() => TypeAsync("""
         echo 1 | streamer max --address $STREAMER_ADDRESS --deadline 60 -H 'x-trace: a: b' -H 'x-trace-bin: AAE='
         echo Ada | streamer greet --address=$STREAMER_ADDRESS --deadline=60.5 -H x-trace:1
+        echo 1 | streamer max --deadline 60s
+        echo 1 | streamer max --deadline 60000ms
+        echo 1 | streamer max --deadline 1.5m
+        echo 1 | streamer max --deadline 1h
         echo 1 | STREAMER_ADDRESS= streamer max --address $STREAMER_ADDRESS
         echo 1 | STREAMER_ADDRESS=http://127.0.0.1:1 streamer max --address $STREAMER_ADDRESS
         """);
@@ -137,17 +141,30 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
 
     [Fact]
     public Task UnknownCommands() => TypeAsync("""
-        streamer
         streamer maximum
+        streamer grete
         streamer Max
+        streamer '[x]' max
+        streamer '[suggest:1]' max
         """);
+
+    [Fact]
+    public async Task NothingIsAQuestion() => Assert.Equal(await Tool.TypeAsync("streamer --help"), await Tool.TypeAsync("streamer"));
 
     [Fact]
     public Task UnknownOptions() => TypeAsync("""
         streamer --verbose
         streamer serve --port 1
         streamer max --adress http://127.0.0.1:1
+        streamer serve --lisen=http://127.0.0.1:1
+        streamer --address http://127.0.0.1:1 max
+        streamer --address=http://127.0.0.1:1 max
+        streamer --address http://127.0.0.1:1
+        streamer --listen http://127.0.0.1:0 serve
+        streamer max --listen http://127.0.0.1:0
         streamer max 1 5 3
+        streamer max -- -1
+        streamer serve 50051
         streamer greet @names
         streamer greet Ada
         streamer max --address
@@ -187,6 +204,16 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
         streamer max -H 'x-trace-bin: not base64'
         streamer max -H 'grpc-timeout: 1S'
         streamer max -H 'content-type: text/plain'
+        streamer max -H 'Expect: 100-continue'
+        streamer max -H 'connection: close'
+        streamer max -H 'proxy-connection: close'
+        streamer max -H 'keep-alive: 1'
+        streamer max -H 'transfer-encoding: chunked'
+        streamer max -H 'content-length: 1'
+        streamer max -H 'upgrade: websocket'
+        streamer max -H 'trailer: x'
+        streamer max -H 'te: gzip'
+        streamer max -H 'host: x'
         """);
 
     [Fact]
@@ -197,6 +224,12 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
         streamer max --deadline 1,5
         streamer max --deadline NaN
         streamer max --deadline Infinity
+        streamer max --deadline 0ms
+        streamer max --deadline 5x
+        streamer max --deadline 1sm
+        streamer max --deadline s
+        streamer max --deadline 2000h
+        streamer serve --drain soon
         """);
 
     [Fact]
@@ -248,7 +281,10 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
     public async Task ADeadlineThatPasses()
     {
         await using var client = Running.Start("max", "--address", server.Address, "--deadline", "0.5");
-        Snapshot.Verify((await client.EndAsync()).ToString());
+        var end = await client.EndAsync();
+        Assert.Equal((68, ""), (end.ExitCode, end.Output));
+        // What follows tells what was still missing when it passed, if anything.
+        Assert.StartsWith("streamer: DEADLINE_EXCEEDED: the deadline has passed", end.Error);
     }
 
     [Theory]
@@ -340,6 +376,9 @@ public class DefaultAddress
     public async Task NeverFallsBackWhereItWasAskedFor() => Snapshot.Verify(await Transcript.OfAsync("""
         echo 1 | streamer max --address http://localhost:50051
         echo 1 | STREAMER_ADDRESS=http://localhost:50051 streamer max
+        echo 1 | streamer max --address localhost
+        echo 1 | streamer max --address 127.0.0.1
+        echo 1 | streamer max --address ::1
         """));
 }
 
