@@ -19,17 +19,18 @@ namespace Streamer.Bench;
 static class Program
 {
     const string Usage = """
-        usage: bench/run [--tiny] [--only SECTION]... [--runs N] [--out FILE]
+        usage: bench/run [--tiny] [--only SECTION]... [--runs N] [--before COMMIT] [--readme]
 
-          --tiny          few numbers, few rounds, only the peers at hand: shows that everything still
-                          works and is correct; its figures mean nothing
-          --only SECTION  numbers, latency, startup, memory, idle or many; may be repeated
-          --runs N        rounds of each measurement (default 5; with --tiny 1)
-          --out FILE      writes the report there as well
+          --tiny           few numbers, few rounds, only the peers at hand: shows that everything still
+                           works and is correct; its figures mean nothing
+          --only SECTION   numbers, latency, startup, calls, link, memory, idle or many; may be repeated
+          --runs N         rounds of each measurement (default 5; with --tiny 1)
+          --before COMMIT  measures the streamer of that commit as well, in turns with this one
+          --readme         writes the report to its place in bench/README.md as well
         """;
 
     static readonly (string Name, Action Run)[] sections =
-        [("numbers", Numbers), ("latency", Latency), ("startup", StartUp), ("link", OverLink), ("memory", Memory), ("idle", Idle), ("many", Many)];
+        [("numbers", Numbers), ("latency", Latency), ("startup", StartUp), ("calls", Calls), ("link", OverLink), ("memory", Memory), ("idle", Idle), ("many", Many)];
 
     static bool tiny;
     static int runs;
@@ -38,7 +39,8 @@ static class Program
     static int Main(string[] args)
     {
         List<string> only = [];
-        string? outFile = null;
+        string? before = null;
+        var toReadme = false;
         for (var i = 0; i < args.Length; i++)
             switch (args[i])
             {
@@ -51,8 +53,11 @@ static class Program
                 case "--runs" when i + 1 < args.Length && int.TryParse(args[i + 1], out runs) && runs > 0:
                     i++;
                     break;
-                case "--out" when i + 1 < args.Length:
-                    outFile = args[++i];
+                case "--before" when i + 1 < args.Length:
+                    before = args[++i];
+                    break;
+                case "--readme":
+                    toReadme = true;
                     break;
                 default:
                     Console.Error.WriteLine(Usage);
@@ -64,11 +69,11 @@ static class Program
         ThreadPool.SetMinThreads(512, 16);
         using var interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, _ => Child.Abort("interrupted"));
         using var terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, _ => Child.Abort("terminated"));
-        using var watchdog = new Timer(_ => Child.Abort("the run takes too long"), null, TimeSpan.FromMinutes(tiny ? 5 : 45), Timeout.InfiniteTimeSpan);
+        using var watchdog = new Timer(_ => Child.Abort("the run takes too long"), null, TimeSpan.FromMinutes(tiny ? 10 : 60), Timeout.InfiniteTimeSpan);
         try
         {
-            stacks = [.. Build.Stacks(tiny)];
             var load = File.ReadAllText("/proc/loadavg").Split(' ')[0];
+            stacks = [.. Build.Stacks(tiny, before)];
             foreach (var (name, run) in sections.Where(section => only.Count == 0 || only.Contains(section.Name)))
             {
                 Say($"measuring {name}");
@@ -77,8 +82,8 @@ static class Program
             }
             var report = Report.Write(stacks, tiny, runs, load);
             Console.Write(report);
-            if (outFile is not null)
-                File.WriteAllText(outFile, report);
+            if (toReadme)
+                Report.Insert(report, Path.Combine(Build.Folder, "README.md"));
             return 0;
         }
         catch (Exception e)
@@ -103,27 +108,34 @@ static class Program
     static void Numbers()
     {
         using var servers = new Servers(stacks);
-        Round(runs, stacks, stack => Run(stack.Name, stack.Program, stack.Call("max", servers[stack]), stack.OneAnswer, stack.EveryNumber),
-            () =>
-            {
-                foreach (var (name, script) in Awk.Scripts)
-                    Run(name, "awk", [script], stacks[0].OneAnswer, stacks[0].EveryNumber);
-            });
-
-        static void Run(string name, string program, string[] arguments, int oneAnswer, int everyNumber)
+        Round(runs, stacks, stack =>
         {
-            foreach (var (figure, input, expected, count) in new[]
+            Run(stack.Name, Figure.OneAnswer, stack.OneAnswer, stack.Program, stack.Call("max", servers[stack]));
+            Run(stack.Name, Figure.EveryNumber, stack.EveryNumber, stack.Program, stack.Call("max", servers[stack]));
+            Run(stack.Name, Figure.Names, stack.Names, stack.Program, stack.Call("greet", servers[stack]));
+        }, () =>
+        {
+            foreach (var (name, script) in Awk.Maxima)
             {
-                (Figure.OneAnswer, Files.LargestFirst(oneAnswer), Files.Largest(oneAnswer), oneAnswer),
-                (Figure.EveryNumber, Files.Counting(everyNumber), Files.Counting(everyNumber), everyNumber),
-            })
-            {
-                var start = Stopwatch.GetTimestamp();
-                using (var client = Child.WithFiles(program, arguments, input, Files.Output))
-                    client.End();
-                Samples.Add(name, figure, count / Stopwatch.GetElapsedTime(start).TotalSeconds);
-                Files.Check(Files.Output, expected, name);
+                Run(name, Figure.OneAnswer, stacks[0].OneAnswer, "awk", script);
+                Run(name, Figure.EveryNumber, stacks[0].EveryNumber, "awk", script);
             }
+            Run(Awk.AsTyped, Figure.Names, stacks[0].Names, "awk", Awk.Greetings);
+        });
+
+        static void Run(string name, Figure figure, int count, string program, params string[] arguments)
+        {
+            var (input, expected) = figure switch
+            {
+                Figure.OneAnswer => (Files.LargestFirst(count), Files.Largest(count)),
+                Figure.EveryNumber => (Files.Counting(count), Files.Counting(count)),
+                _ => (Files.Names(count), Files.Greetings(count)),
+            };
+            var start = Stopwatch.GetTimestamp();
+            using (var client = Child.WithFiles(program, arguments, input, Files.Output))
+                client.End();
+            Samples.Add(name, figure, count / Stopwatch.GetElapsedTime(start).TotalSeconds);
+            Files.Check(Files.Output, expected, name);
         }
     }
 
@@ -187,21 +199,60 @@ static class Program
         }
     }
 
-    // One of our clients at one end of a link, and each server at the other: how much of it is used.
+    // Calls of one message and one answer, 100 at a time, which h2load makes and counts.
+    static void Calls()
+    {
+        if (Build.OnPath("h2load") is not { } h2load)
+        {
+            Build.LeftOut.Add("calls: there is no h2load (Debian has it in nghttp2-client)");
+            return;
+        }
+        var count = tiny ? 1_000 : 300_000;
+        Stack[] contestants = [.. stacks.Where(stack => !stack.IsPeer || stack.Name is "go" or "dotnet" or "dotnet-aot")];
+        using var servers = new Servers(contestants);
+        Round(runs, contestants, stack =>
+        {
+            // The first calls only bring the server up to its speed.
+            Run(stack, count / 4);
+            Samples.Add(stack.Name, Figure.Calls, Run(stack, count));
+        });
+
+        double Run(Stack stack, int count)
+        {
+            using var load = Child.WithPipes(h2load, ["-c", "4", "-m", "25", "-n", $"{count}", "-d", Files.Message, "-H", "content-type: application/grpc", "-H", "te: trailers",
+                $"http://127.0.0.1:{servers[stack].Port}/streaming.CalculatorService/FindMaximum"]);
+            load.Close();
+            var output = load.ReadToEnd();
+            load.End();
+            foreach (var figure in new[] { $" {count} succeeded,", $" {count} 2xx,", $"({count * Files.Seven.Length}) data" })
+                Require(output.Contains(figure, StringComparison.Ordinal), $"short calls to {stack.Name}: h2load does not say \"{figure.Trim()}\" but{output.ReplaceLineEndings(" ").Split("requests:")[^1]}");
+            return double.Parse(output.Split(" req/s")[0].Split(' ')[^1]);
+        }
+    }
+
+    // A client of ours at one end of a link and a server at the other: how much of it the requests fill.
     static void OverLink()
     {
         var count = tiny ? 100_000 : 10_000_000;
-        var client = stacks.LastOrDefault(stack => !stack.IsPeer)!;
-        using var servers = new Servers(stacks);
-        Round(Math.Min(runs, 3), [.. stacks.Where(stack => !stack.IsPeer || stack.Name is "go" or "dotnet")], stack =>
+        Stack[] clients = [.. stacks.Where(stack => stack.Name is Build.Streamer or Build.Native)];
+        Stack[] peers = [.. stacks.Where(stack => stack.Name is "go" or "dotnet")];
+        using var servers = new Servers([.. clients, .. peers]);
+        Round(runs, clients, client =>
         {
-            using var link = new Link(servers[stack].Port);
+            Run(client, client, Figure.LinkOwn);
+            foreach (var peer in peers)
+                Run(client, peer, peer.Name == "go" ? Figure.LinkGo : Figure.LinkDotnet);
+        });
+
+        void Run(Stack client, Stack server, Figure figure)
+        {
+            using var link = new Link(servers[server].Port);
             var start = Stopwatch.GetTimestamp();
             using (var process = Child.WithFiles(client.Program, client.Call("max", link.Port), Files.LargestFirst(count), Files.Output))
                 process.End();
-            Samples.Add(stack.Name, Figure.LinkShare, link.Sent / Stopwatch.GetElapsedTime(start).TotalSeconds / Link.BytesPerSecond);
-            Files.Check(Files.Output, Files.Largest(count), stack.Name);
-        });
+            Samples.Add(client.Name, figure, link.Sent / 1e6 / Stopwatch.GetElapsedTime(start).TotalSeconds);
+            Files.Check(Files.Output, Files.Largest(count), $"{client.Name}, over a link to {server.Name},");
+        }
     }
 
     // The most memory that a client and its server, both fresh, ever held during a stream.
@@ -235,8 +286,7 @@ static class Program
     static void Idle()
     {
         var (connections, streams) = tiny ? (3, 20) : (100, 100);
-        var contestants = stacks.Where(stack => stack.Name is Build.Streamer or Build.Native or "go").ToArray();
-        Round(Math.Min(runs, 3), contestants, stack =>
+        Round(Math.Min(runs, 3), [.. stacks.Where(stack => !stack.IsPeer || stack.Name == "go")], stack =>
         {
             using var server = new Server(stack);
             // What the first stream of all loads is not what a stream needs.
@@ -325,7 +375,7 @@ sealed class BenchException(string message) : Exception(message);
 
 enum Figure
 {
-    OneAnswer, EveryNumber, GreetP50, GreetP99, MaxP50, MaxP99, StartUp, LinkShare, IdleBytes, ManySeconds,
+    OneAnswer, EveryNumber, Names, GreetP50, GreetP99, MaxP50, MaxP99, StartUp, Calls, LinkOwn, LinkGo, LinkDotnet, IdleBytes, ManySeconds,
     ClientFewOne, ServerFewOne, ClientManyOne, ServerManyOne, ClientFewEvery, ServerFewEvery, ClientManyEvery, ServerManyEvery,
 }
 
@@ -341,8 +391,8 @@ static class Samples
     }
 
     /// <summary>NaN where nothing was measured.</summary>
-    public static double Median(string name, Figure figure) =>
-        all.GetValueOrDefault((name, figure)) is not { } values ? double.NaN
+    public static double Median(string? name, Figure figure) =>
+        name is null || all.GetValueOrDefault((name, figure)) is not { } values ? double.NaN
         : (values.Order().ElementAt((values.Count - 1) / 2) + values.Order().ElementAt(values.Count / 2)) / 2;
 
     public static bool Any(params Figure[] figures) => all.Keys.Any(key => figures.Contains(key.Item2));
@@ -354,6 +404,8 @@ static class Report
 {
     public const string EmptyDotnet = "an empty `dotnet` program";
 
+    static readonly string[] ours = [Build.Streamer, Build.Native];
+    static readonly Figure[] latencies = [Figure.GreetP50, Figure.GreetP99, Figure.MaxP50, Figure.MaxP99];
     static readonly StringBuilder text = new();
 
     public static string Write(Stack[] stacks, bool tiny, int runs, string load)
@@ -364,75 +416,173 @@ static class Report
             Line("\n**A tiny run: it shows that everything works; its figures mean nothing.**");
         foreach (var reason in Build.LeftOut)
             Line($"\nLeft out: {reason}.");
+        InShort(stacks);
         Stacks(stacks);
+        OverLink();
         Bars();
         return text.ToString();
     }
 
+    /// <summary>Puts a report between the two marks of a file.</summary>
+    public static void Insert(string report, string path)
+    {
+        const string Mark = "<!-- bench/run --readme writes between two of these lines -->\n";
+        if (File.ReadAllText(path).Split(Mark) is not [var before, _, var after])
+            throw new BenchException($"{path} has no place for the report");
+        File.WriteAllText(path, $"{before}{Mark}\n{report}\n{Mark}{after}");
+    }
+
+    // What the project's README quotes.
+    static void InShort(Stack[] stacks)
+    {
+        if (!Samples.Any(Figure.OneAnswer, Figure.MaxP50, Figure.StartUp))
+            return;
+        Line("\n| | one answer, M numbers/s | every number answered, M numbers/s | `greet`, M names/s | µs a line, `max`, p50 / p99 | ms for `echo 1 \\| max` |");
+        Line("|---|---|---|---|---|---|");
+        Row(Build.Native, Build.Native);
+        Row(Build.Streamer, Build.Streamer);
+        foreach (var (name, how) in new[] { ("go", ""), ("cpp", ""), ("dotnet", "plain ") })
+            if (stacks.FirstOrDefault(stack => stack.Name == name) is { } peer)
+                Row($"{how}{peer.About.Split(',')[0]}", name);
+        Row($"{Awk.AsTyped}, no network", Awk.AsTyped);
+
+        static void Row(string title, string name)
+        {
+            Line(title, Millions(Figure.OneAnswer), Millions(Figure.EveryNumber), Millions(Figure.Names), Pair(Figure.MaxP50, Figure.MaxP99, figure => Text(name, figure)), Text(name, Figure.StartUp));
+
+            string Millions(Figure figure) => Text(name, figure) == "" ? "" : $"{Samples.Median(name, figure) / 1e6:0.0#}";
+        }
+    }
+
     static void Stacks(Stack[] stacks)
     {
-        if (!Samples.Any(Figure.OneAnswer, Figure.GreetP50, Figure.StartUp))
+        if (!Samples.Any(Figure.OneAnswer, Figure.GreetP50, Figure.StartUp, Figure.Calls, Figure.IdleBytes))
             return;
-        Line("\nIn brackets: how many times as good `streamer` is.\n");
-        Line("| | one answer, numbers/s | every number answered, numbers/s | µs a line, `greet`, p50 / p99 | µs a line, `max`, p50 / p99 | ms for `echo 1 \\| max` |");
-        Line("|---|---|---|---|---|---|");
+        Line($"\nIn brackets: how many times as good {Build.Streamer}, is.\n");
+        Line("| | one answer, numbers/s | every number answered, numbers/s | `greet`, names/s | µs a line, `greet`, p50 / p99 | µs a line, `max`, p50 / p99 | ms for `echo 1 \\| max` | short calls/s | bytes an idle stream |");
+        Line("|---|---|---|---|---|---|---|---|---|");
         foreach (var stack in stacks)
-            Row(stack.Name == stack.About ? stack.Name : $"{stack.Name}: {stack.About}", stack.Name, $" of {stack.OneAnswer:N0}", $" of {stack.EveryNumber:N0}");
-        foreach (var (name, _) in Awk.Scripts)
-            Row($"{name}, no network", name, "", "");
-        Row(EmptyDotnet, EmptyDotnet, "", "");
+            Row($"{stack.Name}: {stack.About}", stack.Name, stack);
+        foreach (var (name, _) in Awk.Maxima)
+            Row($"{name}, no network", name);
+        Row(EmptyDotnet, EmptyDotnet);
 
-        static void Row(string title, string name, string ofOne, string ofEvery)
+        static void Row(string title, string name, Stack? stack = null)
         {
-            string Cell(Figure figure, bool moreIsBetter, string of = "")
+            Line(title, Cell(Figure.OneAnswer, stack?.OneAnswer), Cell(Figure.EveryNumber, stack?.EveryNumber), Cell(Figure.Names, stack?.Names),
+                Pair(Figure.GreetP50, Figure.GreetP99, figure => Cell(figure)), Pair(Figure.MaxP50, Figure.MaxP99, figure => Cell(figure)),
+                Cell(Figure.StartUp), Cell(Figure.Calls), Cell(Figure.IdleBytes));
+
+            string Cell(Figure figure, int? of = null)
             {
                 var (value, ours) = (Samples.Median(name, figure), Samples.Median(Build.Streamer, figure));
-                return double.IsNaN(value) ? "" : $"{(moreIsBetter ? Math.Round(value / 100) * 100 : value):N0}{of}{(name == Build.Streamer ? "" : $" ({(moreIsBetter ? ours / value : value / ours):0.0#})")}";
+                var ratio = Kind(figure).MoreIsBetter ? ours / value : value / ours;
+                return $"{Text(figure, value)}{(double.IsNaN(value) || of is null ? "" : $" of {of:N0}")}{(double.IsNaN(ratio) || name == Build.Streamer ? "" : $" ({ratio:0.0#})")}";
             }
-            string Pair(Figure p50, Figure p99) => double.IsNaN(Samples.Median(name, p50)) ? "" : $"{Cell(p50, false)} / {Cell(p99, false)}";
-            string[] cells = [Cell(Figure.OneAnswer, true, ofOne), Cell(Figure.EveryNumber, true, ofEvery), Pair(Figure.GreetP50, Figure.GreetP99), Pair(Figure.MaxP50, Figure.MaxP99), Cell(Figure.StartUp, false)];
-            if (cells.Any(cell => cell.Length > 0))
-                Line($"| {title} | {string.Join(" | ", cells)} |");
         }
+    }
+
+    static void OverLink()
+    {
+        if (!Samples.Any(Figure.LinkOwn))
+            return;
+        Line($"\nOver a link of 10 ms and 1 Gbit/s, MB/s of {Link.BytesPerSecond / 1e6}:\n");
+        Line("| client | to its own server | to go | to dotnet |");
+        Line("|---|---|---|---|");
+        foreach (var client in ours)
+            Line(client, Text(client, Figure.LinkOwn), Text(client, Figure.LinkGo), Text(client, Figure.LinkDotnet));
     }
 
     static void Bars()
     {
-        Line("\n| bar | measured | ratio | target | at the least | |");
+        Line("\n| bar | measured | ratio | target | at least | |");
         Line("|---|---|---|---|---|---|");
-        foreach (var (figure, what, target, least) in new[] { (Figure.OneAnswer, "one answer", 4, 2), (Figure.EveryNumber, "every number answered", 3, 1.5) })
-            foreach (var ours in new[] { Build.Streamer, Build.Native })
-                foreach (var (name, _) in Awk.Scripts)
-                    Ratio($"{what}, {ours} against {name}", "numbers/s", Samples.Median(ours, figure), Samples.Median(name, figure), target, least, moreIsBetter: true);
-        foreach (var ours in new[] { Build.Streamer, Build.Native })
-            foreach (var (figure, what) in new[] { (Figure.GreetP50, "`greet`, p50"), (Figure.GreetP99, "`greet`, p99"), (Figure.MaxP50, "`max`, p50"), (Figure.MaxP99, "`max`, p99") })
-            {
-                var fastest = new[] { "go", "cpp" }.Where(peer => !double.IsNaN(Samples.Median(peer, figure))).MinBy(peer => Samples.Median(peer, figure));
-                Ratio($"line in to line out, {what}, {ours} against {fastest}", "µs", Samples.Median(ours, figure), Samples.Median(fastest ?? "", figure), 1);
-            }
-        foreach (var ours in new[] { Build.Streamer, Build.Native })
-            Ratio($"start-up, {ours} against {EmptyDotnet}", "ms", Samples.Median(ours, Figure.StartUp), Samples.Median(EmptyDotnet, Figure.StartUp), 2.5);
-        Ratio($"start-up, {Build.Native} against go", "ms", Samples.Median(Build.Native, Figure.StartUp), Samples.Median("go", Figure.StartUp), 2.5);
-        foreach (var ours in new[] { Build.Streamer, Build.Native })
+        Bar(Build.Native, Awk.AsTyped, Figure.OneAnswer, 5, 4);
+        Bar(Build.Native, Awk.AsTyped, Figure.EveryNumber, 4.5, 4);
+        Bar(Build.Streamer, Awk.AsTyped, Figure.OneAnswer, 3.5, 2.7);
+        Bar(Build.Streamer, Awk.AsTyped, Figure.EveryNumber, 3.5, 3);
+        foreach (var streamer in ours)
+            Bar(streamer, Awk.AsTyped, Figure.Names, 0.6, 0.4);
+        foreach (var streamer in ours)
+            foreach (var figure in latencies)
+                Bar(streamer, new[] { "go", "cpp" }.Where(peer => !double.IsNaN(Samples.Median(peer, figure))).MinBy(peer => Samples.Median(peer, figure)), figure, 1);
+        Bar(Build.Native, "go", Figure.StartUp, 1.5, 2);
+        Bar(Build.Streamer, EmptyDotnet, Figure.StartUp, 4, 6);
+        foreach (var (streamer, plain) in new[] { (Build.Streamer, "dotnet"), (Build.Native, "dotnet-aot") })
         {
-            Growth(ours, "client's memory, one answer", Figure.ClientFewOne, Figure.ClientManyOne);
-            Growth(ours, "server's memory, one answer", Figure.ServerFewOne, Figure.ServerManyOne);
-            Growth(ours, "client's memory, every number answered", Figure.ClientFewEvery, Figure.ClientManyEvery);
-            Growth(ours, "server's memory, every number answered", Figure.ServerFewEvery, Figure.ServerManyEvery);
-            var peak = Math.Max(Samples.Largest(ours, Figure.ClientManyOne), Samples.Largest(ours, Figure.ClientManyEvery));
-            Row($"client's peak memory, {ours}", $"{peak:0.0} MiB", double.NaN, "< 64 MiB", "", peak < 64 ? "met" : "missed", peak);
+            Bar(streamer, plain, Figure.Calls, 1, 0.95);
+            Bar(streamer, "go", Figure.Calls, 1.25, 1.1);
         }
-        foreach (var ours in new[] { Build.Streamer, Build.Native })
-            Ratio($"an idle stream's memory on the server, {ours} against go", "bytes", Samples.Median(ours, Figure.IdleBytes), Samples.Median("go", Figure.IdleBytes), 1);
-        Ratio("many clients at once, the slowest against the median", "s", Samples.Largest(Build.Streamer, Figure.ManySeconds), Samples.Median(Build.Streamer, Figure.ManySeconds), 3);
+        foreach (var streamer in ours)
+        {
+            var own = Samples.Median(streamer, Figure.LinkOwn);
+            Ratio($"{Kind(Figure.LinkOwn).What}, {streamer} against the link", Figure.LinkOwn, own, Link.BytesPerSecond / 1e6, 0.8, 0.5);
+            Ratio($"{Kind(Figure.LinkOwn).What}, {streamer} with its own server against go's", Figure.LinkOwn, own, Samples.Median(streamer, Figure.LinkGo), 1);
+        }
+        foreach (var streamer in ours)
+            Bar(streamer, "go", Figure.IdleBytes, 0.85, 1);
+        foreach (var (now, before, start) in new[] { (Build.Streamer, Build.Before, 1.1), (Build.Native, Build.BeforeNative, 1.25) })
+        {
+            Bar(now, before, Figure.OneAnswer, 0.95);
+            Bar(now, before, Figure.EveryNumber, 0.95);
+            foreach (var figure in latencies)
+                Bar(now, before, figure, 1.1);
+            Bar(now, before, Figure.StartUp, start);
+        }
+        foreach (var streamer in new[] { Build.Streamer, Build.Native, Build.Before, Build.BeforeNative })
+        {
+            Growth(streamer, "client's memory, one answer", Figure.ClientFewOne, Figure.ClientManyOne);
+            Growth(streamer, "server's memory, one answer", Figure.ServerFewOne, Figure.ServerManyOne);
+            Growth(streamer, "client's memory, every number answered", Figure.ClientFewEvery, Figure.ClientManyEvery);
+            Growth(streamer, "server's memory, every number answered", Figure.ServerFewEvery, Figure.ServerManyEvery);
+            var peak = Math.Max(Samples.Largest(streamer, Figure.ClientManyOne), Samples.Largest(streamer, Figure.ClientManyEvery));
+            Row($"client's peak memory, {streamer}", $"{peak:0.0} MiB", double.NaN, "< 64 MiB", "", peak < 64 ? "met" : "missed", peak);
+        }
+        Ratio("many clients at once, the slowest against the median", Figure.ManySeconds, Samples.Largest(Build.Streamer, Figure.ManySeconds), Samples.Median(Build.Streamer, Figure.ManySeconds), 3);
     }
 
-    static void Ratio(string bar, string unit, double ours, double theirs, double target, double? least = null, bool moreIsBetter = false)
+    static (string What, string Unit, bool MoreIsBetter) Kind(Figure figure) => figure switch
     {
+        Figure.OneAnswer => ("one answer", "numbers/s", true),
+        Figure.EveryNumber => ("every number answered", "numbers/s", true),
+        Figure.Names => ("`greet`", "names/s", true),
+        Figure.GreetP50 => ("line in to line out, `greet`, p50", "µs", false),
+        Figure.GreetP99 => ("line in to line out, `greet`, p99", "µs", false),
+        Figure.MaxP50 => ("line in to line out, `max`, p50", "µs", false),
+        Figure.MaxP99 => ("line in to line out, `max`, p99", "µs", false),
+        Figure.StartUp => ("start of a client", "ms", false),
+        Figure.Calls => ("short calls", "calls/s", true),
+        Figure.LinkOwn or Figure.LinkGo or Figure.LinkDotnet => ("over a link", "MB/s", true),
+        Figure.IdleBytes => ("an idle stream on the server", "bytes", false),
+        Figure.ManySeconds => ("many clients at once", "s", false),
+        _ => throw new ArgumentOutOfRangeException(nameof(figure)),
+    };
+
+    // Empty where nothing was measured.
+    static string Text(Figure figure, double value) => Kind(figure).Unit switch
+    {
+        _ when double.IsNaN(value) => "",
+        "numbers/s" or "names/s" or "calls/s" => $"{Math.Round(value / 100) * 100:N0}",
+        "ms" or "MB/s" => $"{value:N1}",
+        "s" => $"{value:N2}",
+        _ => $"{value:N0}",
+    };
+
+    static string Text(string name, Figure figure) => Text(figure, Samples.Median(name, figure));
+
+    static string Pair(Figure one, Figure other, Func<Figure, string> cell) => cell(one) == "" ? "" : $"{cell(one)} / {cell(other)}";
+
+    static void Bar(string ours, string? theirs, Figure figure, double target, double? least = null) =>
+        Ratio($"{Kind(figure).What}, {ours} against {theirs}", figure, Samples.Median(ours, figure), Samples.Median(theirs, figure), target, least);
+
+    static void Ratio(string bar, Figure figure, double ours, double theirs, double target, double? least = null)
+    {
+        var (_, unit, moreIsBetter) = Kind(figure);
         var ratio = ours / theirs;
-        var verdict = (moreIsBetter ? ratio >= target : ratio <= target) ? "met" : ratio >= least ? "the least" : "missed";
-        var digits = unit == "s" ? "0.00" : "N0";
-        Row(bar, $"{ours.ToString(digits)} {unit} against {theirs.ToString(digits)}", ratio, $"{(moreIsBetter ? "≥" : "≤")} {target}", least is null ? "" : $"≥ {least}", verdict, ratio);
+        var sign = moreIsBetter ? "≥" : "≤";
+        Row(bar, $"{Text(figure, ours)} {unit} against {Text(figure, theirs)}", ratio, $"{sign} {target}", least is null ? "" : $"{sign} {least}", Reaches(target) ? "met" : Reaches(least) ? "at least" : "missed", ratio);
+
+        bool Reaches(double? bar) => moreIsBetter ? ratio >= bar : ratio <= bar;
     }
 
     static void Growth(string ours, string what, Figure few, Figure many)
@@ -447,6 +597,13 @@ static class Report
             Line($"| {bar} | {measured} | {(double.IsNaN(ratio) ? "" : ratio.ToString("0.00"))} | {target} | {least} | {verdict} |");
     }
 
+    // A row of a table, unless nothing of it was measured.
+    static void Line(string title, params string[] cells)
+    {
+        if (cells.Any(cell => cell != ""))
+            Line($"| {title} | {string.Join(" | ", cells)} |");
+    }
+
     static void Line(string line) => text.Append(line).Append('\n');
 }
 
@@ -457,6 +614,9 @@ static class Report
 /// <summary>A client and a server of one make, and how many numbers it is given: enough for a second or more.</summary>
 sealed record Stack(string Name, string About, string Program, int OneAnswer, int EveryNumber, bool IsPeer)
 {
+    /// <summary>Of names, of which each has an answer, it gets no more than of numbers that have.</summary>
+    public int Names => Math.Min(EveryNumber, 5_000_000);
+
     public string[] Serve(int port) => IsPeer ? ["server", $"{port}"] : ["serve", "--listen", $"http://127.0.0.1:{port}"];
 
     public string[] Call(string command, Server server) => Call(command, server.Port);
@@ -466,10 +626,14 @@ sealed record Stack(string Name, string About, string Program, int OneAnswer, in
 
 static class Awk
 {
+    public const string Greetings = """{print "Hello " $1 "!"}""";
+
+    public static readonly string AsTyped = $"{Make()} as typed";
+
     /// <summary>As one would type it, and one that takes several numbers a line as max does.</summary>
-    public static readonly (string Name, string Script)[] Scripts =
+    public static readonly (string Name, string Script)[] Maxima =
     [
-        ($"{Make()} as typed", "NR==1||$1>m{m=$1;print m}"),
+        (AsTyped, "NR==1||$1>m{m=$1;print m}"),
         ($"{Make()} for many numbers a line", "{for(i=1;i<=NF;i++) if(!n++||$i>m) print m=$i}"),
     ];
 
@@ -484,35 +648,34 @@ static class Awk
 
 static class Build
 {
-    public const string Streamer = "streamer", Native = "streamer, native";
+    public const string Streamer = "streamer, ReadyToRun", Native = "streamer, native", Before = "before, ReadyToRun", BeforeNative = "before, native";
 
-    static readonly string folder = typeof(Build).Assembly.GetCustomAttributes<AssemblyMetadataAttribute>().Single(about => about.Key == "Folder").Value!;
+    public static readonly string Folder = typeof(Build).Assembly.GetCustomAttributes<AssemblyMetadataAttribute>().Single(about => about.Key == "Folder").Value!;
 
     /// <summary>What could not be measured, and why.</summary>
     public static readonly List<string> LeftOut = [];
 
-    public static IEnumerable<Stack> Stacks(bool tiny)
+    public static IEnumerable<Stack> Stacks(bool tiny, string? before)
     {
-        // Peers that are slow get fewer numbers, for about a second or two each; streamer and awk as many as make start-up small.
-        var numbers = tiny ? 100_000 : 40_000_000;
-        var own = Path.Combine(folder, "..", "Streamer.csproj");
-        yield return new(Streamer, $"{Try("git", ["-C", folder, "describe", "--always", "--dirty", "--exclude=*"]).Trim()}, ReadyToRun", Publish(own, "streamer", ReadyToRun) ?? throw new BenchException(LeftOut[^1]), numbers, numbers, IsPeer: false);
-        if (tiny)
-            LeftOut.Add($"{Native}: not part of a tiny run");
-        else if (Publish(own, "streamer", ["-p:PublishAot=true"]) is { } native)
-            yield return new(Native, "Native AOT", native, numbers, numbers, IsPeer: false);
+        var root = Path.Combine(Folder, "..");
+        foreach (var stack in Streamers(tiny, root, Try("git", ["-C", root, "describe", "--always", "--dirty", "--exclude=*"]).Trim(), Path.Combine(Folder, "obj"), Streamer, Native))
+            yield return stack;
+        if (before is not null)
+            foreach (var stack in Streamers(tiny, Sources(root, before), Try("git", ["-C", root, "rev-parse", "--short", before]).Trim(), Files.Folder, Before, BeforeNative))
+                yield return stack;
+        // Peers that are slow get fewer numbers, for about a second or two each.
         foreach (var (name, one, every) in new[]
         {
             ("go", 2_000_000, 1_000_000), ("cpp", 800_000, 400_000), ("node", 100_000, 40_000),
             ("python", 16_000, 12_000), ("dotnet", 100_000, 80_000), ("dotnet-aot", 250_000, 150_000),
         })
         {
-            var program = Path.Combine(folder, "peers", "bin", name);
+            var program = Path.Combine(Folder, "peers", "bin", name);
             // Node's peer is only a download; to compile or install the others takes longer than a tiny run.
             if (!tiny || name == "node" && OnPath("npm") is not null)
             {
                 Program.Say($"building the peer {name}");
-                var line = Try(Path.Combine(folder, "peers", "build"), [name]).Trim();
+                var line = Try(Path.Combine(Folder, "peers", "build"), [name]).Trim();
                 if (line.StartsWith("left out ", StringComparison.Ordinal))
                     LeftOut.Add(line["left out ".Length..]);
             }
@@ -523,6 +686,27 @@ static class Build
         }
     }
 
+    static IEnumerable<Stack> Streamers(bool tiny, string sources, string commit, string into, string name, string native)
+    {
+        // As many numbers as make start-up small.
+        var numbers = tiny ? 100_000 : 40_000_000;
+        var project = Path.Combine(sources, "Streamer.csproj");
+        yield return new(name, commit, Publish(name, project, "streamer", into, ReadyToRun) ?? throw new BenchException(LeftOut[^1]), numbers, numbers, IsPeer: false);
+        if (tiny)
+            LeftOut.Add($"{native}: not part of a tiny run");
+        else if (Publish(native, project, "streamer", into, ["-p:PublishAot=true"]) is { } program)
+            yield return new(native, commit, program, numbers, numbers, IsPeer: false);
+    }
+
+    // What a commit holds, in a temporary folder: the repository has no worktree to forget.
+    static string Sources(string repository, string commit)
+    {
+        var folder = Directory.CreateDirectory(Path.Combine(Files.Folder, "before")).FullName;
+        var log = Try("sh", ["-c", "git -C \"$0\" archive \"$1\" | tar -x -C \"$2\"", repository, commit, folder], out var exitCode);
+        Program.Require(exitCode == 0, $"--before {commit}: {log.Split('\n')[0]}");
+        return folder;
+    }
+
     public static string? OnPath(string program) =>
         Environment.GetEnvironmentVariable("PATH")!.Split(':').Select(folder => Path.Combine(folder, program)).FirstOrDefault(File.Exists);
 
@@ -531,23 +715,22 @@ static class Build
     /// <summary>A program that does nothing, built as streamer is.</summary>
     public static string Empty()
     {
-        var project = Directory.CreateDirectory(Path.Combine(folder, "obj", "empty")).FullName;
+        var project = Directory.CreateDirectory(Path.Combine(Folder, "obj", "empty")).FullName;
         File.WriteAllText(Path.Combine(project, "empty.csproj"), """<Project Sdk="Microsoft.NET.Sdk"><PropertyGroup><OutputType>Exe</OutputType><TargetFramework>net10.0</TargetFramework></PropertyGroup></Project>""");
         File.WriteAllText(Path.Combine(project, "empty.cs"), "return 0;");
-        return Publish(Path.Combine(project, "empty.csproj"), "empty", ReadyToRun) ?? throw new BenchException(LeftOut[^1]);
+        return Publish("empty", Path.Combine(project, "empty.csproj"), "empty", Path.Combine(Folder, "obj"), ReadyToRun) ?? throw new BenchException(LeftOut[^1]);
     }
 
     // Null, with the reason among those left out, where it does not work.
-    static string? Publish(string project, string program, string[] options)
+    static string? Publish(string name, string project, string program, string into, string[] options)
     {
-        var what = $"{program} {options[0][3..].Split('=')[0]}";
-        var output = Path.Combine(folder, "obj", what.Replace(' ', '-'));
-        Program.Say($"publishing {what}");
+        var output = Path.Combine(into, $"published-{name.Replace(", ", "-")}");
+        Program.Say($"publishing {name}");
         string[] arguments = ["publish", project, "-c", "Release", "-r", RuntimeInformation.RuntimeIdentifier, "--artifacts-path", output, "-o", Path.Combine(output, "out"), "-nologo", "-v", "quiet", "-p:UseSharedCompilation=false", .. options];
         var log = Try(Environment.ProcessPath!, arguments, out var exitCode);
         if (exitCode == 0)
             return Path.Combine(output, "out", program);
-        LeftOut.Add($"{what}: {log.Split('\n').FirstOrDefault(line => line.Contains("error", StringComparison.Ordinal), "dotnet publish failed").Trim()}");
+        LeftOut.Add($"{name}: {log.Split('\n').FirstOrDefault(line => line.Contains("error", StringComparison.Ordinal), "dotnet publish failed").Trim()}");
         return null;
     }
 
@@ -713,8 +896,6 @@ sealed class Link : IDisposable
 {
     public const double BytesPerSecond = 125e6;
 
-    // What a router or a TCP socket would hold at such a speed.
-    const int ChunkSize = 64 * 1024, MaxChunks = 64;
     static readonly long delay = Stopwatch.Frequency * 5 / 1000;
 
     readonly TcpListener listener = new(IPAddress.Loopback, 0);
@@ -729,7 +910,7 @@ sealed class Link : IDisposable
             {
                 TcpClient near = listener.AcceptTcpClient(), far = new("127.0.0.1", port);
                 near.NoDelay = far.NoDelay = true;
-                Carry(near, far, count => sent += count);
+                Carry(near, far, count => Interlocked.Add(ref sent, count));
                 Carry(far, near, _ => { });
             }
         });
@@ -742,17 +923,19 @@ sealed class Link : IDisposable
 
     static void Carry(TcpClient from, TcpClient to, Action<int> count)
     {
-        var chunks = new BlockingCollection<(byte[] Bytes, long Due)>(MaxChunks);
+        var chunks = new BlockingCollection<(byte[] Bytes, long Due)>();
         Start(() =>
         {
             var free = 0L;
             try
             {
-                for (var buffer = new byte[ChunkSize]; from.GetStream().Read(buffer) is > 0 and var size;)
+                for (var buffer = new byte[64 * 1024]; from.GetStream().Read(buffer) is > 0 and var size;)
                 {
                     free = Math.Max(free, Stopwatch.GetTimestamp()) + (long)(size / BytesPerSecond * Stopwatch.Frequency);
                     count(size);
                     chunks.Add((buffer[..size], free + delay));
+                    // A router holds no more than about so much; the rest waits in the sender's socket.
+                    WaitUntil(free - 2 * delay);
                 }
             }
             finally
@@ -765,11 +948,17 @@ sealed class Link : IDisposable
             using (to)
                 foreach (var (bytes, due) in chunks.GetConsumingEnumerable())
                 {
-                    while (Stopwatch.GetTimestamp() < due)
-                        Thread.Sleep(due - Stopwatch.GetTimestamp() > delay / 5 ? 1 : 0);
+                    WaitUntil(due);
                     to.GetStream().Write(bytes);
                 }
         });
+    }
+
+    // To the nearest millisecond: to spin for more would take a processor from what is measured.
+    static void WaitUntil(long due)
+    {
+        while (due - Stopwatch.GetTimestamp() > Stopwatch.Frequency / 2000)
+            Thread.Sleep(1);
     }
 
     // A connection that one side closes, however it does it, ends for the other side.
@@ -804,9 +993,6 @@ sealed class Servers(Stack[] stacks) : IDisposable
 /// <summary>Streams of FindMaximum that have each sent one number and had its answer, and stay open.</summary>
 sealed class IdleStreams : IDisposable
 {
-    // The message {1: 7}, in gRPC's frame: request and response are the same bytes.
-    static readonly byte[] seven = [0, 0, 0, 0, 2, 8, 7];
-
     readonly List<HttpMessageInvoker> connections = [];
     readonly TaskCompletionSource end = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
@@ -833,9 +1019,9 @@ sealed class IdleStreams : IDisposable
         };
         request.Headers.TE.Add(new("trailers"));
         var response = await connection.SendAsync(request, default).WaitAsync(TimeSpan.FromSeconds(30));
-        var answer = new byte[seven.Length];
+        var answer = new byte[Files.Seven.Length];
         await (await response.Content.ReadAsStreamAsync()).ReadExactlyAsync(answer).AsTask().WaitAsync(TimeSpan.FromSeconds(30));
-        Program.Require(answer.AsSpan().SequenceEqual(seven), "an idle stream gets a wrong answer");
+        Program.Require(answer.AsSpan().SequenceEqual(Files.Seven), "an idle stream gets a wrong answer");
     }
 
     public void Dispose()
@@ -857,7 +1043,7 @@ sealed class IdleStreams : IDisposable
 
         protected override async Task SerializeToStreamAsync(Stream stream, TransportContext? context)
         {
-            await stream.WriteAsync(seven);
+            await stream.WriteAsync(Files.Seven);
             await stream.FlushAsync();
             await end;
         }
@@ -875,7 +1061,12 @@ static class Files
 {
     static readonly DirectoryInfo folder = Directory.CreateTempSubdirectory("streamer-bench-");
 
-    public static readonly string Output = Path.Combine(folder.FullName, "output");
+    public static readonly string Folder = folder.FullName, Output = Path.Combine(Folder, "output");
+
+    /// <summary>The message {1: 7}, with gRPC's prefix: request and response are the same bytes.</summary>
+    public static readonly byte[] Seven = [0, 0, 0, 0, 2, 8, 7];
+
+    public static string Message => Written("message", stream => stream.Write(Seven));
 
     /// <summary>1 to <paramref name="count"/>: every number is a new maximum.</summary>
     public static string Counting(int count) => Written($"counting-{count}", stream => Write(stream, 1, count));
@@ -889,6 +1080,11 @@ static class Files
 
     public static string Largest(int count) => Written($"largest-{count}", stream => stream.Write(Line(count)));
 
+    /// <summary>Ada1, Ada2, Ada3, ….</summary>
+    public static string Names(int count) => Written($"names-{count}", stream => Write(stream, 1, count, "Ada"u8));
+
+    public static string Greetings(int count) => Written($"greetings-{count}", stream => Write(stream, 1, count, "Hello Ada"u8, "!"u8));
+
     public static byte[] Line(long number) => Encoding.ASCII.GetBytes($"{number}\n");
 
     public static byte[] Lines(long first, int count)
@@ -898,20 +1094,22 @@ static class Files
         return lines.ToArray();
     }
 
-    static void Write(Stream stream, long first, int count)
+    static void Write(Stream stream, long first, int count, ReadOnlySpan<byte> before = default, ReadOnlySpan<byte> after = default)
     {
         Span<byte> line = stackalloc byte[24];
         for (var number = first; number < first + count; number++)
         {
             Utf8Formatter.TryFormat(number, line, out var length);
-            line[length] = (byte)'\n';
-            stream.Write(line[..(length + 1)]);
+            stream.Write(before);
+            stream.Write(line[..length]);
+            stream.Write(after);
+            stream.WriteByte((byte)'\n');
         }
     }
 
     static string Written(string name, Action<Stream> write)
     {
-        var path = Path.Combine(folder.FullName, name);
+        var path = Path.Combine(Folder, name);
         if (!File.Exists(path))
         {
             using var stream = new FileStream(path, FileMode.CreateNew, FileAccess.Write, FileShare.Read, 1 << 20);
