@@ -57,10 +57,18 @@ static class Program
         var parsed = root.Parse(args is [] ? ["--help"] : args, new() { ResponseFileTokenReplacer = null });
         if (parsed.Action is not Help && Fault(parsed) is { } fault)
             return Fail(2, fault);
+        var output = new StringWriter();
         try
         {
             // Signals are ours: System.CommandLine would end the process two seconds after one.
-            return await parsed.InvokeAsync(new() { ProcessTerminationTimeout = null, EnableDefaultExceptionHandler = false });
+            var exitCode = await parsed.InvokeAsync(new() { Output = output, ProcessTerminationTimeout = null, EnableDefaultExceptionHandler = false });
+            // A command that a signal has ended may be writing still, and has nothing in here.
+            if (output.ToString() is { Length: > 0 } text)
+            {
+                Stdio.Output.Write(Encoding.UTF8.GetBytes(text));
+                await Stdio.FlushAsync();
+            }
+            return exitCode;
         }
         catch (Problem e)
         {
@@ -640,8 +648,8 @@ abstract class RequestReader<T> where T : IWire<T>, allows ref struct
     /// <summary>The number of the line that comes next.</summary>
     protected long Line { get; set; } = 1;
 
-    /// <summary>What is wrong with the text that comes next.</summary>
-    protected string? Fault { get; set; }
+    /// <summary>What is wrong with the text that comes next, and how many bytes of it are to be skipped where it is typed by hand.</summary>
+    protected (string Message, int Length)? Fault { get; set; }
 
     /// <summary>Takes requests off the front of the text until the batch is full, more text is needed or there is a fault; gives the bytes taken.</summary>
     protected abstract int Take(ReadOnlySpan<byte> text, Batch<T> batch);
@@ -652,12 +660,20 @@ abstract class RequestReader<T> where T : IWire<T>, allows ref struct
     {
         while (true)
         {
+            if (start == 0 && Line == 1 && IsUtf16(buffer.AsSpan(0, end)))
+                throw new Problem(1, "the input is in UTF-16, not UTF-8");
             if (Fault is null)
                 start += Take(buffer.AsSpan(start, end - start), batch);
             if (!batch.Bytes.IsEmpty)
                 return true;
-            if (Fault is not null)
-                throw new Problem(1, $"line {Line}: {Fault}");
+            if (Fault is var (message, length))
+            {
+                if (!Stdio.IsInteractive)
+                    throw new Problem(1, $"line {Line}: {message}");
+                Program.Fail(1, $"line {Line}: {message}");
+                (start, Fault) = (start + length, null);
+                continue;
+            }
             if (Ended)
                 return false;
             var (old, left) = (buffer, end - start);
@@ -668,6 +684,9 @@ abstract class RequestReader<T> where T : IWire<T>, allows ref struct
             (start, end, Ended) = (0, left + count, count == 0);
         }
     }
+
+    // By its byte order mark, or by the halves that are 0 in what is ASCII.
+    static bool IsUtf16(ReadOnlySpan<byte> text) => text is [0xFF, 0xFE, ..] or [0xFE, 0xFF, ..] or [not 0, 0, not 0, 0, ..] or [0, not 0, 0, not 0, ..];
 
     /// <summary>The start of a token, fit to be shown in a message.</summary>
     protected static string Excerpt(ReadOnlySpan<byte> token)
@@ -717,9 +736,9 @@ sealed class NumberReader : RequestReader<FindMaximumRequest>
         number = 0;
         if (length == 0 || length == token.Length && !Ended && length <= MaxLength)
             return 0;
-        if (length <= MaxLength && Utf8Parser.TryParse(token[..length], out number, out var used) && used == length)
-            return length;
-        Fault = $"\"{Excerpt(token[..length])}\" is not an integer from {long.MinValue} to {long.MaxValue}";
+        if (length <= MaxLength && Utf8Parser.TryParse(token[..length], out number, out var used) && (used == length || token[used..].StartsWith("\uFEFF"u8)))
+            return used;
+        Fault = ($"\"{Excerpt(token[..length])}\" is not an integer from {long.MinValue} to {long.MaxValue}", length);
         return 0;
     }
 
@@ -755,11 +774,11 @@ sealed class NameReader : RequestReader<GreetEveryoneRequest>
             var length = rest.IndexOf((byte)'\n');
             var line = length < 0 ? rest : rest[..length];
             if (line.Length > MaxLength)
-                Fault = $"the name is longer than {MaxLength} bytes";
+                Fault = ($"the name is longer than {MaxLength} bytes", line.Length);
             else if (length < 0 && !Ended)
                 break;
             else if (!Utf8.IsValid(line))
-                Fault = $"\"{Excerpt(line)}\" is not valid UTF-8";
+                Fault = ($"\"{Excerpt(line)}\" is not valid UTF-8", line.Length);
             if (Fault is not null)
                 break;
             rest = rest[(length < 0 ? rest.Length : length + 1)..];
@@ -807,7 +826,8 @@ static class Lines
     {
         foreach (var answer in answers)
         {
-            Stdio.Output.Write(answer.Result);
+            // A terminal would obey what a server sends.
+            Stdio.Output.Write(Stdio.IsShown ? Encoding.UTF8.GetBytes(Program.OneLine(Encoding.UTF8.GetString(answer.Result))) : answer.Result);
             Stdio.Output.Write("\n"u8);
         }
     }
@@ -819,6 +839,19 @@ static class Lines
 /// </summary>
 static class Stdio
 {
+    // In the place of a descriptor that was closed from the start .NET may have opened something of its own, which unlike
+    // what is inherited is close-on-exec; -1 is nothing to all calls.
+    static readonly int input = Inherited(0), output = Inherited(1), errors = Inherited(2);
+
+    /// <summary>Whether there is a stdout.</summary>
+    public static bool HasOutput => output >= 0;
+
+    /// <summary>Whether somebody types the input, and sees what is told.</summary>
+    public static bool IsInteractive { get; } = !Console.IsInputRedirected && !Console.IsErrorRedirected;
+
+    /// <summary>Whether stdout is a terminal.</summary>
+    public static bool IsShown { get; } = !Console.IsOutputRedirected;
+
     /// <summary>What gathers for stdout until it is flushed.</summary>
     public static ArrayBufferWriter<byte> Output { get; } = new(128 * 1024);
 
@@ -826,15 +859,15 @@ static class Stdio
     /// <exception cref="Problem">It cannot be read.</exception>
     public static ValueTask<int> ReadAsync(Memory<byte> into)
     {
-        return !OperatingSystem.IsWindows() && poll([0, PollIn], 1, 0) == 1 ? new(Read()) : new(Task.Run(Read));
+        return !OperatingSystem.IsWindows() && poll([input, PollIn], 1, 0) == 1 ? new(Read()) : new(Task.Run(Read));
 
         int Read()
         {
             if (OperatingSystem.IsWindows())
                 return Console.OpenStandardInput().Read(into.Span);
             nint count;
-            while ((count = read(0, ref MemoryMarshal.GetReference(into.Span), into.Length)) < 0)
-                if (!CanRetry(0, PollIn, out var error))
+            while ((count = read(input, ref MemoryMarshal.GetReference(into.Span), into.Length)) < 0)
+                if (!CanRetry(input, PollIn, out var error))
                     throw new Problem(1, $"stdin: {error.Message}");
             return (int)count;
         }
@@ -844,23 +877,28 @@ static class Stdio
     /// <exception cref="Problem">It cannot be written, which is no problem where the reader of a pipe is gone.</exception>
     public static Task FlushAsync()
     {
-        var error = Write(1, Output.WrittenSpan);
+        var error = Write(output, Output.WrittenSpan);
         Output.ResetWrittenCount();
         // EPIPE, ERROR_BROKEN_PIPE and ERROR_NO_DATA.
         return error is null ? Task.CompletedTask : throw new Problem(error.HResult is 32 or unchecked((int)0x8007006D) or unchecked((int)0x800700E8) ? 0 : 1, $"stdout: {error.Message}");
     }
 
     /// <summary>Tells the user one line on stderr, where that can be written.</summary>
-    public static void Tell(string line) => Write(2, Encoding.UTF8.GetBytes(line + "\n"));
+    public static void Tell(string line) => Write(errors, Encoding.UTF8.GetBytes(line + "\n"));
 
     static IOException? Write(int descriptor, ReadOnlySpan<byte> bytes)
     {
         if (OperatingSystem.IsWindows())
-        {
-            using var stream = descriptor == 1 ? Console.OpenStandardOutput() : Console.OpenStandardError();
-            stream.Write(bytes);
-            return null;
-        }
+            try
+            {
+                using var stream = descriptor == output ? Console.OpenStandardOutput() : Console.OpenStandardError();
+                stream.Write(bytes);
+                return null;
+            }
+            catch (IOException e)
+            {
+                return e;
+            }
         while (!bytes.IsEmpty)
             if (write(descriptor, ref MemoryMarshal.GetReference(bytes), bytes.Length) is >= 0 and var count)
                 bytes = bytes[(int)count..];
@@ -876,6 +914,12 @@ static class Stdio
         error = new(Marshal.GetPInvokeErrorMessage(code), code);
         return code == interrupted || code == again && poll([descriptor, events], 1, -1) >= 0;
     }
+
+    // 1 is F_GETFD, and FD_CLOEXEC all that it tells.
+    static int Inherited(int descriptor) => OperatingSystem.IsWindows() || fcntl(descriptor, 1) == 0 ? descriptor : -1;
+
+    [DllImport("libc")]
+    static extern int fcntl(int descriptor, int command);
 
     [DllImport("libc", SetLastError = true)]
     static extern nint read(int descriptor, ref byte into, nint count);
@@ -1098,7 +1142,7 @@ sealed class Server : IAsyncDisposable
     /// <summary>Where this server listens, with real ports.</summary>
     public List<Endpoint> Endpoints { get; } = [];
 
-    /// <summary>Serves until SIGINT or SIGTERM, drains, and gives the exit code.</summary>
+    /// <summary>Serves until a signal asks it to end, drains, and gives the exit code.</summary>
     /// <param name="drain">How long running streams may go on after the signal.</param>
     /// <exception cref="Problem">An endpoint is not one to listen at, or cannot be listened at.</exception>
     public static async Task<int> RunAsync(Endpoint[] endpoints, Func<SslServerAuthenticationOptions>? tls, TimeSpan drain)
@@ -1107,7 +1151,7 @@ sealed class Server : IAsyncDisposable
         TaskCompletionSource<int> first = Signals.NewSource(), second = Signals.NewSource();
         Signals.On(exitCode => _ = first.TrySetResult(exitCode) || second.TrySetResult(exitCode));
         await server.StartAsync(endpoints, tls);
-        foreach (var endpoint in server.Endpoints)
+        foreach (var endpoint in Stdio.HasOutput ? server.Endpoints : [])
             Stdio.Output.Write(Encoding.UTF8.GetBytes($"listening on {endpoint}\n"));
         await Stdio.FlushAsync();
         _ = server.TidyAsync();
@@ -1418,10 +1462,10 @@ static class Signals
     // One that nothing refers to stops listening.
     static readonly List<PosixSignalRegistration> registered = [];
 
-    /// <summary>Calls <paramref name="action"/> with 130 on SIGINT and with 143 on SIGTERM.</summary>
+    /// <summary>Calls <paramref name="action"/> with 129 on SIGHUP, 130 on SIGINT and 143 on SIGTERM.</summary>
     public static void On(Action<int> action)
     {
-        foreach (var (signal, exitCode) in new[] { (PosixSignal.SIGINT, 130), (PosixSignal.SIGTERM, 143) })
+        foreach (var (signal, exitCode) in new[] { (PosixSignal.SIGHUP, 129), (PosixSignal.SIGINT, 130), (PosixSignal.SIGTERM, 143) })
             registered.Add(PosixSignalRegistration.Create(signal, context =>
             {
                 context.Cancel = true;
@@ -1499,8 +1543,17 @@ static class Tls
         return policy;
     }
 
+    /// <summary>Makes sure of OpenSSL, as without it .NET ends the process: the names are those that it looks for.</summary>
+    /// <exception cref="Problem">It is not installed.</exception>
+    public static void Require()
+    {
+        if (OperatingSystem.IsLinux() && !Array.Exists(["3", "1.1", "1.0.2", "1.0.0", "10"], version => NativeLibrary.TryLoad($"libssl.so.{version}", out _)))
+            throw new Problem(2, "TLS needs OpenSSL, whose libssl is not on this machine");
+    }
+
     static T Read<T>(string what, Func<T> read)
     {
+        Require();
         try
         {
             return read();
@@ -1545,13 +1598,15 @@ sealed class Client(CallSettings settings)
     FrameGate? gate;
     Problem? badInput;
     string? notReady, refusal;
-    bool isAskedForCertificate;
+    bool isAskedForCertificate, servesItself;
 
     /// <summary>Makes the call and gives the exit code, having told on stderr what went wrong.</summary>
     /// <exception cref="Problem">stdin or stdout cannot be used.</exception>
     public async Task<int> RunAsync<TRequest, TResponse>(RequestReader<TRequest> input, Action<Batch<TResponse>> print)
         where TRequest : IWire<TRequest>, allows ref struct where TResponse : IWire<TResponse>, allows ref struct
     {
+        if (endpoint.Url.Scheme == "https")
+            Tls.Require();
         var signalled = Signals.NewSource();
         Signals.On(exitCode =>
         {
@@ -1584,6 +1639,8 @@ sealed class Client(CallSettings settings)
         BatchReader<TResponse>? answers = null;
         try
         {
+            if (Stdio.IsInteractive)
+                _ = HintAsync(call.ResponseHeadersAsync);
             _ = SendAsync(handler, call.RequestStream, input);
             await call.ResponseHeadersAsync.WaitAsync(stop.Token);
             if (ContentType(handler.Response!) is { IsGrpc: false })
@@ -1605,7 +1662,7 @@ sealed class Client(CallSettings settings)
             // What has arrived is printed, however slow stdout is.
             while (answers?.TryMoveNext() == true)
                 print(answers.Current);
-            return (StatusCode.DeadlineExceeded, gate is null ? $"the deadline has passed, and {notReady ?? $"{endpoint} has not answered"}" : "the deadline has passed");
+            return (StatusCode.DeadlineExceeded, gate is null ? $"the deadline has passed, and {Awaited}" : "the deadline has passed");
         }
         catch (RpcException e)
         {
@@ -1616,6 +1673,17 @@ sealed class Client(CallSettings settings)
             handler.Close();
             await Stdio.FlushAsync();
         }
+    }
+
+    // What there is to wait for.
+    string Awaited => gate is null && notReady is not null ? notReady : $"{endpoint} has not answered";
+
+    // Who has typed something wonders when nothing happens.
+    async Task HintAsync(Task headers)
+    {
+        await Task.WhenAny(headers, Task.Delay(3000, stop.Token));
+        if (!headers.IsCompleted && !stop.IsCancellationRequested)
+            Stdio.Tell($"streamer: still waiting: {Awaited}");
     }
 
     // Two batches in turn: one is filled from stdin while the other leaves.
@@ -1682,7 +1750,12 @@ sealed class Client(CallSettings settings)
         KeepAlivePingDelay = PingDelay,
         KeepAlivePingTimeout = PingTimeout,
         ConnectCallback = ConnectAsync,
-        PlaintextStreamFilter = (context, _) => new(gate = new FrameGate(context.PlaintextStream)),
+        PlaintextStreamFilter = (context, _) =>
+        {
+            if (Stdio.IsInteractive)
+                Stdio.Tell($"streamer: connected to {(servesItself ? "its own server" : endpoint)}; {(OperatingSystem.IsWindows() ? "^Z" : "^D")} ends the input");
+            return new(gate = new FrameGate(context.PlaintextStream));
+        },
         SslOptions = new()
         {
             CertificateChainPolicy = Tls.Trust(settings.Roots),
@@ -1708,6 +1781,7 @@ sealed class Client(CallSettings settings)
         catch (SocketException e) when (settings is { MayServeItself: true, WaitForReady: false } && e.SocketErrorCode == SocketError.ConnectionRefused)
         {
             Stdio.Tell($"streamer: no server at {endpoint}, so this command brings its own");
+            servesItself = true;
             var server = new Server();
             await server.StartAsync([Endpoint.Parse("http://127.0.0.1:0")], null);
             return await DialAsync(new IPEndPoint(IPAddress.Loopback, server.Endpoints[0].Url.Port), cancel);

@@ -373,6 +373,13 @@ public class DefaultAddress
         """));
 
     [Fact]
+    public async Task FallsBackWithoutAStderr()
+    {
+        foreach (var redirection in new[] { "2>/dev/full", "2>&-", "2> >(true)" })
+            Assert.Equal(new(0, "1\n5\n", ""), await Tool.TypeAsync($"echo 1 5 3 | streamer max {redirection}"));
+    }
+
+    [Fact]
     public async Task NeverFallsBackWhereItWasAskedFor() => Snapshot.Verify(await Transcript.OfAsync("""
         echo 1 | streamer max --address http://localhost:50051
         echo 1 | STREAMER_ADDRESS=http://localhost:50051 streamer max

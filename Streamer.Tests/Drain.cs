@@ -4,12 +4,13 @@ using Xunit;
 
 namespace Streamer.Tests;
 
-/// <summary>SIGINT and SIGTERM, on both sides.</summary>
+/// <summary>SIGHUP, SIGINT and SIGTERM, on both sides.</summary>
 public class Drain
 {
     const string ShuttingDown = "streamer: UNAVAILABLE: server is shutting down\n";
 
     [Theory]
+    [InlineData("HUP", 129)]
     [InlineData("INT", 130)]
     [InlineData("TERM", 143)]
     public async Task AClientResetsItsCallAndEndsWithTheSignalsCode(string signal, int exitCode)
@@ -26,6 +27,7 @@ public class Drain
     }
 
     [Theory]
+    [InlineData("HUP")]
     [InlineData("INT")]
     [InlineData("TERM")]
     public async Task AServerTakesNothingNewAndEndsWithItsLastStream(string signal)
@@ -199,6 +201,7 @@ public class Drain
     }
 
     [Theory]
+    [InlineData("HUP", 129)]
     [InlineData("INT", 130)]
     [InlineData("TERM", 143)]
     public async Task ASecondSignalEndsAServerAtOnce(string signal, int exitCode)

@@ -6,7 +6,7 @@ using Microsoft.AspNetCore.Server.Kestrel.Core;
 
 namespace Streamer.Tests;
 
-/// <summary>A server that answers once, with the maximum 42, and ends the stream with OK, whatever the client still has to say.</summary>
+/// <summary>A server that answers once, with the maximum 42 where nothing else is said, and ends the stream with OK, whatever the client still has to say.</summary>
 sealed class EarlyServer : IAsyncDisposable
 {
     readonly WebApplication app;
@@ -15,7 +15,7 @@ sealed class EarlyServer : IAsyncDisposable
 
     public string Address => app.Urls.Single();
 
-    public static async Task<EarlyServer> StartAsync()
+    public static async Task<EarlyServer> StartAsync(byte[]? answer = null)
     {
         var builder = WebApplication.CreateEmptyBuilder(new());
         builder.WebHost.UseKestrelCore().ConfigureKestrel(kestrel => kestrel.Listen(IPAddress.Loopback, 0, listen => listen.Protocols = HttpProtocols.Http2));
@@ -23,7 +23,7 @@ sealed class EarlyServer : IAsyncDisposable
         app.Run(async http =>
         {
             http.Response.ContentType = "application/grpc";
-            await http.Response.Body.WriteAsync(new byte[] { 0, 0, 0, 0, 2, 0x08, 42 });
+            await http.Response.Body.WriteAsync(answer ?? [0, 0, 0, 0, 2, 0x08, 42]);
             http.Response.AppendTrailer("grpc-status", "0");
         });
         await app.StartAsync();

@@ -17,6 +17,7 @@ public sealed class UnixSockets : IDisposable
     [Theory]
     [InlineData("TERM")]
     [InlineData("INT")]
+    [InlineData("HUP")]
     public async Task ServesItsOwnerAloneAndRemovesTheSocketAtExit(string signal)
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", Address);

@@ -1,0 +1,164 @@
+using System.Text;
+using Xunit;
+
+namespace Streamer.Tests;
+
+/// <summary>Standard descriptors that are closed, full, left by their reader, or made non-blocking by somebody else.</summary>
+public class Descriptors(SharedServer server) : IClassFixture<SharedServer>
+{
+    const string ClosedStdin = "streamer: stdin: Bad file descriptor\n", ClosedStdout = "streamer: stdout: Bad file descriptor\n", FullStdout = "streamer: stdout: No space left on device\n";
+
+    // What comes before a line, so that descriptor 3 is a pipe without a reader.
+    const string Left = "exec 3> >(true); wait $!; ";
+
+    [Theory]
+    [InlineData("2>/dev/full")]
+    [InlineData("2>&-")]
+    [InlineData("2>&3")]
+    public async Task AnUnwritableStderrChangesNothing(string redirection)
+    {
+        Assert.Equal(new(2, "", ""), await TypeAsync($"{Left} streamer max --bogus {redirection}"));
+        Assert.Equal(new(2, "", ""), await TypeAsync($"{Left} streamer max --deadline soon {redirection}"));
+        Assert.Equal(new(1, "1\n", ""), await TypeAsync($"{Left} echo 1 x | streamer max {redirection}"));
+        Assert.Equal(new(1, "", ""), await TypeAsync($"{Left} streamer max < . {redirection}"));
+        Assert.Equal(new(78, "", ""), await TypeAsync($"{Left} echo 1 | streamer max --address http://127.0.0.1:1 {redirection}"));
+        Assert.Equal(new(1, "", ""), await TypeAsync($"{Left} streamer serve --listen $STREAMER_ADDRESS {redirection}"));
+        Assert.Equal(new(1, "", ""), await TypeAsync($"{Left} streamer --help > /dev/full {redirection}"));
+    }
+
+    [Theory]
+    [InlineData("2>/dev/full")]
+    [InlineData("2>&-")]
+    [InlineData("2>&3")]
+    public async Task AServerWarnsIntoAnUnwritableStderr(string redirection)
+    {
+        using var folder = new TempFolder();
+        var (cert, key) = (folder["cert.pem"], folder["key.pem"]);
+        Assert.Equal(0, (await TypeAsync($"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {key} -out {cert} -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost 2>/dev/null")).ExitCode);
+        File.Copy(cert, folder["root.pem"]);
+        await using var own = Start($"{Left} exec \"$@\" {redirection}", "serve", "--listen", "https://127.0.0.1:0", "--cert", cert, "--key", key);
+        var port = new Uri((await own.ReadLineAsync())!["listening on ".Length..]).Port;
+        // What is there now is no certificate, which each new connection makes the server say.
+        await File.WriteAllTextAsync(cert, "half-written");
+        for (var i = 0; i < 2; i++)
+            Assert.Equal(new(0, "1\n", ""), await Tool.RunAsync("1\n", "max", "--address", $"https://localhost:{port}", "--cacert", folder["root.pem"]));
+        own.Signal("TERM");
+        Assert.Equal(new(0, "", ""), await own.EndAsync());
+    }
+
+    [Theory]
+    [InlineData("streamer --help")]
+    [InlineData("streamer --version")]
+    [InlineData("streamer serve --help")]
+    [InlineData("streamer max --help")]
+    [InlineData("echo 1 | streamer max")]
+    [InlineData("echo Ada | streamer greet")]
+    public async Task AStdoutThatCannotBeWritten(string line)
+    {
+        Assert.Equal(new(1, "", FullStdout), await TypeAsync($"{line} > /dev/full"));
+        Assert.Equal(new(1, "", ClosedStdout), await TypeAsync($"{line} >&-"));
+        Assert.Equal(new(1, "", ""), await TypeAsync($"{line} >&- 2>&-"));
+        Assert.Equal(new(0, "", ""), await TypeAsync($"{Left} {line} >&3"));
+    }
+
+    [Fact]
+    public async Task AServerWithAFullStdout() => Assert.Equal(new(1, "", FullStdout), await TypeAsync("streamer serve --listen http://127.0.0.1:0 > /dev/full"));
+
+    [Theory]
+    [InlineData("max")]
+    [InlineData("greet")]
+    public async Task AClosedStdin(string command)
+    {
+        Assert.Equal(new(1, "", ClosedStdin), await TypeAsync($"streamer {command} <&-"));
+        Assert.Equal(new(1, "", ClosedStdin), await TypeAsync($"streamer {command} <&- >&-"));
+        Assert.Equal(new(1, "", ""), await TypeAsync($"streamer {command} <&- 2>&-"));
+        Assert.Equal(new(1, "", ""), await TypeAsync($"streamer {command} <&- >&- 2>&-"));
+    }
+
+    [Theory]
+    [InlineData("<&-")]
+    [InlineData(">&-")]
+    [InlineData("2>&-")]
+    [InlineData("<&- >&- 2>&-")]
+    public async Task AServerNeedsNoDescriptor(string redirections)
+    {
+        using var folder = new TempFolder();
+        var address = $"unix:{folder["s"]}";
+        await using var own = Start($"exec \"$@\" {redirections}", "serve", "--listen", address);
+        for (var i = 0; i < 2; i++)
+            Assert.Equal(new(0, "1\n5\n", ""), await Tool.RunAsync("1 5 3\n", "max", "--address", address, "--wait-for-ready"));
+        own.Signal("TERM");
+        Assert.Equal(new(0, redirections.Contains('>') && redirections != "2>&-" ? "" : $"listening on {address}\n", ""), await own.EndAsync());
+    }
+
+    /// <summary>A parent's event loop may leave them so: what is not there yet, or does not fit yet, is waited for.</summary>
+    [Fact]
+    public async Task NonBlockingDescriptors()
+    {
+        const string unblock = "python3 -c 'import os, sys; [os.set_blocking(fd, False) for fd in (0, 1, 2)]; os.execvp(sys.argv[1], sys.argv[1:])' \"$@\"";
+        await using var client = Start(unblock, "greet", "--address", server.Address);
+        await client.WriteLineAsync("Ada");
+        Assert.Equal("Hello Ada!", await client.ReadLineAsync());
+        // Many times what a pipe holds.
+        var names = Enumerable.Range(1, 200_000).Select(i => $"{i}").ToArray();
+        var feeding = client.FeedAsync(Encoding.ASCII.GetBytes(string.Join('\n', names)));
+        var result = await client.EndAsync();
+        await feeding;
+        Assert.Equal((0, ""), (result.ExitCode, result.Error));
+        Assert.Equal(names.Select(name => $"Hello {name}!"), result.Output.TrimEnd('\n').Split('\n'));
+    }
+
+    [Theory]
+    [InlineData("streamer max --address https://localhost:1 <<< 1")]
+    [InlineData("streamer max --address https://localhost:1 --insecure --wait-for-ready <<< 1")]
+    [InlineData("streamer greet --cacert roots.pem <<< Ada")]
+    [InlineData("streamer greet --cert cert.pem --key key.pem <<< Ada")]
+    [InlineData("streamer serve --listen https://127.0.0.1:0 --cert cert.pem --key key.pem")]
+    public async Task WithoutOpenSslThereIsNoTls(string line)
+    {
+        using var folder = new TempFolder();
+        // Found first, and no libraries.
+        foreach (var version in new[] { "3", "1.1", "1.0.2", "1.0.0", "10" })
+            folder.Write($"libssl.so.{version}", "");
+        var environment = ("LD_LIBRARY_PATH", folder["."]);
+        Assert.Equal(new(2, "", "streamer: TLS needs OpenSSL, whose libssl is not on this machine\n"), await Tool.TypeAsync(line, environment));
+        Assert.Equal(new(0, "1\n", ""), await Tool.TypeAsync("echo 1 | streamer max", environment, ("STREAMER_ADDRESS", server.Address)));
+    }
+
+    [Theory]
+    [InlineData("UTF-16")]
+    [InlineData("UTF-16LE")]
+    [InlineData("UTF-16BE")]
+    public async Task AnInputInUtf16IsNamed(string encoding)
+    {
+        const string named = "streamer: the input is in UTF-16, not UTF-8\n";
+        Assert.Equal(new(1, "", named), await TypeAsync($"printf '1\\n5\\n3\\n' | iconv -t {encoding} | streamer max"));
+        Assert.Equal(new(1, "", named), await TypeAsync($"printf 'Ada\\nGrace\\n' | iconv -t {encoding} | streamer greet"));
+        Assert.Equal(new(1, "", named), await TypeAsync($"printf '\\xfe\\xff\\x67\\x4e\\x0a\\x00' | streamer greet"));
+    }
+
+    [Theory]
+    [InlineData("1\uFEFF2", "max", "1\n2\n")]
+    [InlineData("1\n\uFEFF2", "max", "1\n2\n")]
+    [InlineData("\uFEFF-1\uFEFF\uFEFF 1234567890\uFEFF\n7", "max", "-1\n1234567890\n")]
+    [InlineData("Ada\uFEFFLovelace\n\uFEFFAlan\n\uFEFF\n", "greet", "Hello Ada Lovelace!\nHello Alan!\n")]
+    public async Task AByteOrderMarkIsWhiteSpace(string input, string command, string output)
+    {
+        Assert.Equal(new(0, output, ""), await Tool.RunAsync(input, command, "--address", server.Address));
+        await using var client = Running.Start(command, "--address", server.Address);
+        // A mark may be cut wherever a read ends.
+        foreach (var one in Encoding.UTF8.GetBytes(input))
+            await client.WriteChunkAsync(new[] { one });
+        client.Input.Close();
+        Assert.Equal(new(0, output, ""), await client.EndAsync());
+    }
+
+    Task<Result> TypeAsync(string line) => Tool.TypeAsync(line, ("STREAMER_ADDRESS", server.Address));
+
+    // The tool, started by a line of bash that has it and its arguments as "$@".
+    static Running Start(string line, params string[] arguments)
+    {
+        var (file, first) = Tool.Command;
+        return Running.StartProcess("bash", ["-c", line, "bash", file, .. first, .. arguments]);
+    }
+}
