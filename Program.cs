@@ -98,6 +98,8 @@ static class Program
             if (stray is { Length: > 2 } && command.Parse([stray.Split('=')[0]]) is { Action: ParseErrorAction action } alone)
             {
                 action.ShowHelp = false;
+                // Or the library sets the terminal up to colour what nobody will see.
+                Environment.SetEnvironmentVariable("TERM", null);
                 alone.Invoke(new() { Output = told, Error = TextWriter.Null });
             }
             return told.ToString().Split('\n') is [_, { Length: > 2 } close, ..] ? $" Did you mean {close.Trim()}?" : "";
