@@ -1123,15 +1123,15 @@ abstract class TransportStream : Stream
 // ---------------------------------------------------------------------------------------------
 
 /// <summary>A gRPC server on Kestrel: the two RPCs under both their names, health checking, reflection.</summary>
-sealed class Server : IAsyncDisposable
+sealed class Server : IConnectionListenerFactory, IAsyncDisposable
 {
     // A peer that vanished is found by a ping, and one that drips bytes has so long for a whole header block.
     static readonly TimeSpan PingDelay = TimeSpan.FromSeconds(20), PingTimeout = PingDelay, HeadersTimeout = TimeSpan.FromSeconds(10);
 
-    // A connection may hold this many streams times their window; and one peer may not use up the process's descriptors.
-    const int MaxStreamsPerConnection = 100, StreamWindow = 4 * 1024 * 1024, ConnectionWindow = StreamWindow, MaxConnections = 10_000;
+    const int MaxStreamsPerConnection = 100, StreamWindow = 4 * 1024 * 1024, ConnectionWindow = StreamWindow;
 
-    // How long a call that is over may take to get its last bytes to a peer that does not read, and what is under way between two peers to arrive.
+    // How long a call that is over may take to get its last bytes to a peer that does not read, or to be ended by a peer
+    // that still sends; and what is under way between two peers, to arrive.
     static readonly TimeSpan Grace = TimeSpan.FromSeconds(1), Linger = TimeSpan.FromSeconds(0.25);
 
     static readonly Status ShuttingDown = new(StatusCode.Unavailable, "server is shutting down");
@@ -1140,6 +1140,9 @@ sealed class Server : IAsyncDisposable
     readonly List<Socket> sockets = [];
     WebApplication app = null!;
     int running;
+
+    // A connection may hold memory up to its window. Half of that, and of the descriptors, is for all else.
+    readonly SemaphoreSlim room = new((int)Math.Clamp(Math.Min(MaxDescriptors(), GC.GetGCMemoryInfo().TotalAvailableMemoryBytes / ConnectionWindow) / 2, 1, 10_000));
 
     /// <summary>Where this server listens, with real ports.</summary>
     public List<Endpoint> Endpoints { get; } = [];
@@ -1157,8 +1160,15 @@ sealed class Server : IAsyncDisposable
             Stdio.Output.Write(Encoding.UTF8.GetBytes($"listening on {endpoint}\n"));
         await Stdio.FlushAsync();
         _ = server.TidyAsync();
-        await first.Task;
-        return await Task.WhenAny(server.DrainAsync(drain), second.Task) == second.Task ? await second.Task : 0;
+        var exitCode = await first.Task;
+        var before = server.running;
+        if (before > 0)
+            Stdio.Tell($"streamer: draining: {before} {(before == 1 ? "stream is" : "streams are")} running; up to {drain.TotalSeconds} s; a second signal ends at once");
+        await Task.WhenAny(server.DrainAsync(drain), second.Task);
+        var cut = server.running;
+        if (before + cut > 0)
+            Stdio.Tell($"streamer: drained: {Math.Max(before - cut, 0)} ended in time, {cut} cut off");
+        return second.Task.IsCompleted ? await second.Task : cut > 0 ? exitCode : 0;
     }
 
     // The collector waits for an allocation, which a server at rest does not make: without this, 10,000 idle streams hold
@@ -1170,7 +1180,10 @@ sealed class Server : IAsyncDisposable
         {
             var allocated = GC.GetTotalAllocatedBytes();
             if (allocated - seen < little && allocated - tidied > much)
+            {
+                FrameBlocks.Trim();
                 GC.Collect(GC.MaxGeneration, GCCollectionMode.Aggressive);
+            }
             (seen, tidied) = (allocated, allocated - seen < little ? allocated : tidied);
         }
     }
@@ -1186,7 +1199,7 @@ sealed class Server : IAsyncDisposable
         var builder = WebApplication.CreateEmptyBuilder(new());
         builder.WebHost.UseKestrelCore().ConfigureKestrel(kestrel => Configure(kestrel, tls));
         builder.Services.Configure<SocketTransportOptions>(transport => transport.CreateBoundListenSocket = at => sockets.Single(socket => at.Equals(socket.LocalEndPoint)));
-        builder.Services.AddSingleton<IMemoryPoolFactory<byte>, FrameBlocks>().AddGrpc();
+        builder.Services.AddSingleton<IMemoryPoolFactory<byte>, FrameBlocks>().AddSingleton<IConnectionListenerFactory>(this).AddGrpc();
         app = builder.Build();
         app.Use(ServeAsync);
 
@@ -1212,7 +1225,7 @@ sealed class Server : IAsyncDisposable
         var limits = kestrel.Limits;
         // Streams may be idle, and bodies endless: Kestrel's minimum rates and maximum sizes are not for them.
         (limits.MinRequestBodyDataRate, limits.MinResponseDataRate, limits.MaxRequestBodySize) = (null, null, null);
-        (limits.RequestHeadersTimeout, limits.MaxConcurrentConnections) = (HeadersTimeout, MaxConnections);
+        limits.RequestHeadersTimeout = HeadersTimeout;
         (limits.Http2.KeepAlivePingDelay, limits.Http2.KeepAlivePingTimeout) = (PingDelay, PingTimeout);
         (limits.Http2.MaxStreamsPerConnection, limits.Http2.InitialStreamWindowSize, limits.Http2.InitialConnectionWindowSize) = (MaxStreamsPerConnection, StreamWindow, ConnectionWindow);
         foreach (var (socket, endpoint) in sockets.Zip(Endpoints))
@@ -1231,6 +1244,20 @@ sealed class Server : IAsyncDisposable
                     listen.UseHttps(new TlsHandshakeCallbackOptions { OnConnection = _ => new(tls!()) });
             });
     }
+
+    static long MaxDescriptors()
+    {
+        nuint[] limits = [int.MaxValue, 0];
+        if (!OperatingSystem.IsWindows())
+            getrlimit(OperatingSystem.IsLinux() ? 7 : 8, limits);
+        return (long)Math.Min(limits[0], int.MaxValue);
+
+        [DllImport("libc")]
+        static extern int getrlimit(int resource, nuint[] limits);
+    }
+
+    async ValueTask<IConnectionListener> IConnectionListenerFactory.BindAsync(EndPoint at, CancellationToken cancel) =>
+        new Door(await ActivatorUtilities.CreateInstance<SocketTransportFactory>(app.Services).BindAsync(at, cancel), room, draining.Token);
 
     // A service of the contract under the name that a well-known gRPC course gives it.
     static ServiceDescriptor InCourse(string package, ServiceDescriptor service)
@@ -1274,8 +1301,10 @@ sealed class Server : IAsyncDisposable
         try
         {
             await context.WriteResponseHeadersAsync(new() { { "grpc-accept-encoding", "identity,gzip,deflate" } });
-            var responses = new BatchWriter<TResponse>(http.Response.BodyWriter, expired.Token);
-            await handler(new BatchReader<TRequest>(http.Request.BodyReader, others, responses.FlushAsync, expired.Token), responses, context);
+            using var deadline = context.Deadline == DateTime.MaxValue ? null : CancellationTokenSource.CreateLinkedTokenSource(expired.Token, context.CancellationToken);
+            var stop = deadline?.Token ?? expired.Token;
+            var responses = new BatchWriter<TResponse>(http.Response.BodyWriter, stop);
+            await handler(new BatchReader<TRequest>(http.Request.BodyReader, others, responses.FlushAsync, stop), responses, context);
         }
         catch (Exception e) when (StatusOf(e) is { } status)
         {
@@ -1300,6 +1329,9 @@ sealed class Server : IAsyncDisposable
             http.Features.Get<IConnectionLifetimeNotificationFeature>()?.RequestClose();
             await Task.Delay(Linger);
         }
+        var requests = http.Request.BodyReader;
+        var reset = new LateReset(requests, http.Features.Get<IHttpResetFeature>()!);
+        http.Features.Set<IHttpResetFeature>(reset);
         Interlocked.Increment(ref running);
         try
         {
@@ -1307,7 +1339,38 @@ sealed class Server : IAsyncDisposable
         }
         finally
         {
-            Interlocked.Decrement(ref running);
+            // What ends when its time is over has not ended by itself: for the count it runs on.
+            if (!expired.IsCancellationRequested)
+                Interlocked.Decrement(ref running);
+        }
+        // Kestrel counts a stream that ends before its request for five seconds more, and closes a connection that has many:
+        // so the peer gets the status, and then a moment to end the request.
+        var rest = requests.CopyToAsync(Stream.Null);
+        if (!rest.IsCompleted)
+        {
+            await http.Response.CompleteAsync();
+            await Task.WhenAny(rest, Task.Delay(Grace));
+            requests.CancelPendingRead();
+        }
+        await rest.ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
+        reset.Apply();
+    }
+
+    // At a deadline grpc-dotnet sends the status and resets the stream, which here waits for that moment; nothing is read any more.
+    sealed class LateReset(PipeReader requests, IHttpResetFeature reset) : IHttpResetFeature
+    {
+        int? code;
+
+        public void Reset(int errorCode)
+        {
+            code = errorCode;
+            requests.CancelPendingRead();
+        }
+
+        public void Apply()
+        {
+            if (code is { } errorCode)
+                reset.Reset(errorCode);
         }
     }
 
@@ -1402,6 +1465,8 @@ sealed class Server : IAsyncDisposable
     {
         await draining.CancelAsync();
         // First nobody gets in, and only then are connections told: one just made may be bringing its first call.
+        sockets.ForEach(Tcp.IgnoreNewcomers);
+        await Task.Delay(Linger);
         sockets.ForEach(socket => socket.Dispose());
         await Task.Delay(Linger);
         expired.CancelAfter(patience);
@@ -1422,6 +1487,29 @@ sealed class Server : IAsyncDisposable
         if (app is not null)
             await app.DisposeAsync();
         sockets.ForEach(socket => socket.Dispose());
+    }
+}
+
+/// <summary>Where Kestrel takes its connections: one for which there is no room waits, as without a descriptor for it Kestrel would try at full speed.</summary>
+sealed class Door(IConnectionListener listener, SemaphoreSlim room, CancellationToken draining) : IConnectionListener
+{
+    static bool hasTold;
+
+    public EndPoint EndPoint => listener.EndPoint;
+    public ValueTask UnbindAsync(CancellationToken cancel) => listener.UnbindAsync(cancel);
+    public ValueTask DisposeAsync() => listener.DisposeAsync();
+
+    public async ValueTask<ConnectionContext?> AcceptAsync(CancellationToken cancel)
+    {
+        var connection = await listener.AcceptAsync(cancel);
+        if (connection is not null && !room.Wait(0))
+        {
+            if (!Interlocked.Exchange(ref hasTold, true))
+                Stdio.Tell("streamer: there is no room for more connections, which wait until others end");
+            await room.WaitAsync(draining).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
+        }
+        connection?.ConnectionClosed.Register(() => room.Release());
+        return connection;
     }
 }
 
@@ -1456,6 +1544,29 @@ static class Tcp
         const int userTimeout = 18;
         if (OperatingSystem.IsLinux())
             socket.SetRawSocketOption((int)SocketOptionLevel.Tcp, userTimeout, BitConverter.GetBytes((int)time.TotalMilliseconds));
+    }
+
+    /// <summary>
+    /// Lets a listener finish the handshakes that are under way, and begin none: its end would reset a connection that the
+    /// system has made already, with the peer's first request on it. A newcomer asks again a second later.
+    /// </summary>
+    public static void IgnoreNewcomers(Socket listener)
+    {
+        const int socketLevel = 1, attachFilter = 26;
+        if (!OperatingSystem.IsLinux() || listener.ProtocolType != ProtocolType.Tcp)
+            return;
+        // Classic BPF, for 64 bits and the usual byte order: the flags; of these SYN and ACK; SYN alone is dropped, all else is kept.
+        var program = GC.AllocateUninitializedArray<ulong>(7, pinned: true);
+        ulong[] words = [5, (ulong)Marshal.UnsafeAddrOfPinnedArrayElement(program, 2), 0x0000000d_00000030, 0x00000012_00000054, 0x00000002_01000015, 0x00000000_00000006, 0xffffffff_00000006];
+        words.CopyTo(program, 0);
+        try
+        {
+            listener.SetRawSocketOption(socketLevel, attachFilter, MemoryMarshal.AsBytes(program.AsSpan(0, 2)));
+        }
+        catch (SocketException)
+        {
+            // Not every system that runs Linux programs can.
+        }
     }
 }
 

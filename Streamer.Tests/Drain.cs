@@ -60,7 +60,7 @@ public class Drain
         Assert.False(server.Process.HasExited);
         running.Input.Close();
         Assert.Equal(new(0, "", ""), await running.EndAsync());
-        Assert.Equal(new(0, "", ""), await server.Process.EndAsync());
+        Assert.Equal(Drained.After(3, patience: 1000), await server.Process.EndAsync());
         Assert.Null(await old.ReadAsync(RawHttp2.Data));
     }
 
@@ -107,7 +107,7 @@ public class Drain
         Assert.Equal("2", await running.ReadLineAsync());
         running.Input.Close();
         Assert.Equal(new(0, "", ""), await running.EndAsync());
-        Assert.Equal(new(0, "", ""), await server.Process.EndAsync());
+        Assert.Equal(Drained.After(1, patience: 1000), await server.Process.EndAsync());
     }
 
     // A proxy's connection is at rest between two calls, and the next call under way when the drain begins.
@@ -132,7 +132,7 @@ public class Drain
         {
         }
         Assert.NotNull(frame);
-        Assert.Equal(new(0, "", ""), await server.Process.EndAsync());
+        Drained.AssertNoneCut(await server.Process.EndAsync());
 
         ValueTask CallAsync() => peer.SendAsync(RawHttp2.Headers, RawHttp2.EndHeaders | RawHttp2.EndStream, number += 2, RawHttp2.Call(RawHttp2.FindMaximum));
     }
@@ -168,7 +168,7 @@ public class Drain
         var result = await running.EndAsync();
         Assert.Equal((78, ShuttingDown), (result.ExitCode, result.Error));
         Assert.Equal(string.Concat(Enumerable.Range(2, count - 1).Select(i => $"{i}\n")), result.Output);
-        Assert.Equal(new(0, "", ""), await server.Process.EndAsync());
+        Assert.Equal(Drained.After(1, patience: 1, cut: 1), await server.Process.EndAsync());
     }
 
     [Fact]
@@ -197,7 +197,7 @@ public class Drain
         var expected = 1000;
         foreach (var line in result.Output.Split('\n', StringSplitOptions.RemoveEmptyEntries))
             Assert.Equal($"{++expected}", line);
-        Assert.Equal(new(0, "", ""), await server.Process.EndAsync());
+        Assert.Equal(Drained.After(1, patience: 0, cut: 1), await server.Process.EndAsync());
     }
 
     [Theory]
@@ -215,7 +215,9 @@ public class Drain
         {
         }
         server.Process.Signal(signal);
-        Assert.Equal(new(exitCode, "", ""), await server.Process.EndAsync());
+        var end = await server.Process.EndAsync();
+        Assert.Equal((exitCode, ""), (end.ExitCode, end.Output));
+        Assert.Matches(@"^streamer: draining: .*\nstreamer: drained: \d+ ended in time, 1 cut off\n$", end.Error);
         Assert.Equal(78, (await running.EndAsync()).ExitCode);
     }
 

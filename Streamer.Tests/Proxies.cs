@@ -84,7 +84,7 @@ public class Proxies
         foreach (var server in site.Servers)
         {
             server.Process.Signal("TERM");
-            Assert.Equal(new(0, "", ""), await server.Process.EndAsync());
+            Drained.AssertNoneCut(await server.Process.EndAsync());
         }
         Assert.Equal(new(78, "", $"streamer: UNAVAILABLE: HTTP status {status} from {site.Address}, content type text/html\n"), await Tool.RunAsync("1\n", "max", "--address", site.Address));
     }
@@ -102,7 +102,7 @@ public class Proxies
         var others = Task.WhenAll(Enumerable.Range(0, 10).Select(_ => CallAgainAndAgainAsync()));
         await Task.Delay(1000, TestContext.Current.CancellationToken);
         site.Servers[0].Process.Signal("TERM");
-        Assert.Equal(new(0, "", ""), await site.Servers[0].Process.EndAsync());
+        Drained.AssertNoneCut(await site.Servers[0].Process.EndAsync());
         await ends;
         await enough.CancelAsync();
         await others;
@@ -133,7 +133,9 @@ public class Proxies
             Assert.Equal("Hello Ada!", await client.ReadLineAsync());
         }
         site.Servers[0].Process.Signal("TERM");
-        Assert.Equal(new(0, "", ""), await site.Servers[0].Process.EndAsync());
+        var end = await site.Servers[0].Process.EndAsync();
+        Assert.Equal((143, ""), (end.ExitCode, end.Output));
+        Assert.EndsWith(", 2 cut off\n", end.Error);
         var results = await Task.WhenAll(clients.Select(async client =>
         {
             await client.FeedAsync("Bea\n"u8.ToArray());
@@ -213,13 +215,10 @@ sealed class Site : IAsyncDisposable
             .Replace("listen 50051", $"listen 127.0.0.1:{port}").Replace("bind :50051", $"bind 127.0.0.1:{port}");
         for (var i = 0; i < servers.Length; i++)
             configuration = configuration.Replace($"127.0.0.1:{50061 + i}", $"127.0.0.1:{servers[i].Port}");
-        // Where nginx would write is compiled in, and only root may write there.
-        configuration = configuration.Replace("\nhttp {\n", "\nhttp {\n" + string.Concat(
-            new[] { "client_body", "proxy", "fastcgi", "uwsgi", "scgi" }.Select(what => $"{what}_temp_path {folder}/{what};\n")));
         var file = Path.Combine(folder.FullName, Path.GetFileName(original));
         await File.WriteAllTextAsync(file, change?.Invoke(configuration) ?? configuration);
 
-        var proxy = Running.StartProcess(program, name == "nginx" ? ["-e", "stderr", "-c", file, "-g", $"daemon off; pid {folder}/pid;"] : ["-f", file]);
+        var proxy = Running.StartProcess(program, name == "nginx" ? ["-e", "stderr", "-p", folder.FullName, "-c", file] : ["-f", file]);
         var site = new Site(proxy, folder, servers, port);
         while (!await ConnectsAsync(port))
             if (proxy.HasExited)

@@ -1,13 +1,18 @@
 """A peer on grpcio, for the interop tests: the twin of peer.js, which says how it is used.
 
+Of OPTIONS it knows one more: beside (an object: method, message in hex, deadline, calls) makes calls
+on the same connection that go on sending until the server ends them, and prints how many ended how.
+
 It generates no code: the handful of messages is described here, from streaming.proto. Its server
 also compresses its answers with gzip.
 """
 
 import base64
+import collections
 import json
 import os
 import sys
+import threading
 from concurrent import futures
 
 import grpc
@@ -125,6 +130,31 @@ def codec(method):
     return "GreetEveryone", greeting, lambda answer: answer.result
 
 
+def call_beside(channel, method, message, deadline, calls):
+    """Makes calls that go on sending until the server ends them, several at a time, and prints how they ended."""
+
+    def requests(over):
+        yield bytes.fromhex(message)
+        while not over.wait(0.02):
+            yield bytes.fromhex(message)
+
+    def end(_):
+        over = threading.Event()
+        try:
+            for _ in channel.stream_stream(f"/{method}", bytes, bytes)(requests(over), timeout=deadline or None):
+                pass
+            return "OK"
+        except grpc.RpcError as error:
+            return error.code().name
+        finally:
+            over.set()
+
+    with futures.ThreadPoolExecutor(20) as threads:
+        ends = collections.Counter(threads.map(end, range(calls)))
+    for status, count in ends.items():
+        print(f"{count} x {status}", flush=True)
+
+
 def call(address, method, options):
     kind, make, show = codec(method)
     lines = (line.rstrip("\r\n") for line in sys.stdin)
@@ -142,6 +172,8 @@ def call(address, method, options):
         "compression": grpc.Compression.Gzip if options.get("gzip") else None,
     }
     channel = grpc.insecure_channel(address, options=UNLIMITED)
+    if beside := options.get("beside"):
+        threading.Thread(target=lambda: call_beside(channel, **beside)).start()
     try:
         if method == "grpc.health.v1.Health/Check":
             answers = [channel.unary_unary(f"/{method}", serialize, parse)(make(next(lines)), **more)]
