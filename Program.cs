@@ -35,6 +35,8 @@ static class Program
     static string Example(Command command) => command.Name switch
     {
         "serve" => "streamer serve --listen 'http://*:50051' --listen unix:/tmp/streamer",
+        "ping" => "streamer ping --every 10s --address https://streamer.example",
+        "completion" => "source <(streamer completion bash)",
         "greet" => "printf 'Ada\\nGrace\\n' | streamer greet",
         _ => "echo 1 5 3 6 2 20 | streamer max",
     };
@@ -45,17 +47,22 @@ static class Program
         {
             ServeCommand(),
             ClientCommand("max", "Stream integers from stdin, print each new maximum that the server answers.",
-                "streaming.CalculatorService/FindMaximum",
-                client => client.RunAsync<FindMaximumRequest, FindMaximumResponse>(new NumberReader(), Lines.Print)),
+                ["streaming.CalculatorService/FindMaximum", "calculator.CalculatorService/FindMaximum"],
+                (client, _) => client.RunAsync<FindMaximumRequest, FindMaximumResponse>(new NumberReader().ReadAsync, Lines.Print)),
             ClientCommand("greet", "Stream names from stdin, one a line, print each greeting that comes back.",
-                "streaming.GreetService/GreetEveryone",
-                client => client.RunAsync<GreetEveryoneRequest, GreetEveryoneResponse>(new NameReader(), Lines.Print)),
+                ["streaming.GreetService/GreetEveryone", "greet.GreetService/GreetEveryone"],
+                (client, _) => client.RunAsync<GreetEveryoneRequest, GreetEveryoneResponse>(new NameReader().ReadAsync, Lines.Print)),
+            PingCommand(),
+            CompletionCommand(),
         };
         root.Options.OfType<HelpOption>().Single().Action = new Help();
-        root.Directives.Clear();
+        // Nobody but the completion's scripts speaks in directives.
+        var isSuggesting = args is [{ } first, _] && first.StartsWith("[suggest:", StringComparison.Ordinal) && first.EndsWith(']') && int.TryParse(first[9..^1], NumberStyles.None, null, out _);
+        if (!isSuggesting)
+            root.Directives.Clear();
         // A name on the command line may begin with @: it is not a file of arguments.
         var parsed = root.Parse(args is [] ? ["--help"] : args, new() { ResponseFileTokenReplacer = null });
-        if (parsed.Action is not Help && Fault(parsed) is { } fault)
+        if (parsed.Action is not Help && !isSuggesting && Fault(parsed) is { } fault)
             return Fail(2, fault);
         var output = new StringWriter();
         try
@@ -88,7 +95,7 @@ static class Program
         var commands = command == root ? root.Subcommands : [command];
         if (commands.FirstOrDefault(one => one.Options.Any(option => option.Name == stray?.Split('=')[0])) is { } owner)
             return $"{stray} goes behind the command, as in: streamer {owner.Name} {stray} ...";
-        if (command != root && command.Name != "serve" && stray is [not ('-' or '['), ..] or ['-', >= '0' and <= '9', ..])
+        if (command.Name is "max" or "greet" && stray is [not ('-' or '['), ..] or ['-', >= '0' and <= '9', ..])
             return $"{command.Name} takes its input from stdin, not \"{stray}\" from the command line, as in: {Example(command)}";
         return $"{fault ?? $"Unrecognized command or argument '{stray}'."}{Suggestion()} (see {(command == root ? "" : "streamer ")}{command.Name} --help)";
 
@@ -113,21 +120,32 @@ static class Program
         var key = Option<string>("--key", "FILE", "PEM file with the certificate's private key");
         var clientCa = Option<string>("--client-ca", "FILE", "PEM file with roots that must vouch for clients");
         var drain = Option<string>("--drain", "TIME", "how long running streams may go on after SIGINT or SIGTERM; a second signal ends at once [default: 30]");
-        var command = new Command("serve", "Serve both RPCs, health checking and reflection over gRPC.") { listen, cert, key, clientCa, drain };
+        var verbose = Verbose("tell of each stream on stderr");
+        var command = new Command("serve", "Serve both RPCs, health checking and reflection over gRPC.") { listen, cert, key, clientCa, drain, verbose };
+        listen.CompletionSources.Add(Endpoint.Default);
         command.SetAction(async (parsed, _) =>
         {
             var patience = Duration("--drain", 0, parsed.GetValue(drain) ?? "30");
             var urls = parsed.GetValue(listen) is { Length: > 0 } given ? given : [Endpoint.Default];
             var tls = Tls.ForServer(parsed.GetValue(cert), parsed.GetValue(key), parsed.GetValue(clientCa));
-            return await Server.RunAsync(Array.ConvertAll(urls, Endpoint.Parse), tls, patience);
+            return await Server.RunAsync(Array.ConvertAll(urls, Endpoint.Parse), tls, patience, parsed.GetValue(verbose));
         });
         return command;
     }
 
-    static Command ClientCommand(string name, string description, string rpc, Func<Client, Task<int>> run)
+    static Command PingCommand()
     {
-        var address = Option<string>("--address", "URL", "HOST:PORT, https://HOST:PORT or unix:/PATH [default: $STREAMER_ADDRESS, else localhost:50051, else its own]");
-        var method = Option<string>("--method", "NAME", $"[default: {rpc}]");
+        var every = Option<string>("--every", "TIME", "from one number to the next [default: 1]");
+        var count = Option<string>("--count", "N", "how many numbers to send [default: no end]");
+        return ClientCommand("ping", "Keep one stream open and time the answers that come on it.", ["streaming.CalculatorService/FindMaximum", "calculator.CalculatorService/FindMaximum"],
+            (client, parsed) => new Ping(client, Duration("--every", 0.001, parsed.GetValue(every) ?? "1"), Number("--count", parsed.GetValue(count) ?? $"{long.MaxValue}")).RunAsync(), every, count);
+    }
+
+    static Command ClientCommand(string name, string description, string[] rpcs, Func<Client, ParseResult, Task<int>> run, params Option[] more)
+    {
+        var isPing = name == "ping";
+        var address = Option<string>("--address", "URL", $"HOST:PORT, https://HOST:PORT or unix:/PATH [default: $STREAMER_ADDRESS, else localhost:50051{(isPing ? "" : ", else its own")}]");
+        var method = Option<string>("--method", "NAME", $"[default: {rpcs[0]}]");
         var deadline = Option<string>("--deadline", "TIME", "how long the call may take: 5, 5s, 500ms, 1m");
         var wait = Option<bool>("--wait-for-ready", null, "retry the connection until the deadline");
         var header = Option<string[]>("-H", "name: value", "metadata; base64 for names in -bin; repeatable");
@@ -135,14 +153,21 @@ static class Program
         var cert = Option<string>("--cert", "FILE", "PEM file with a client certificate and chain");
         var key = Option<string>("--key", "FILE", "PEM file with its private key");
         var insecure = Option<bool>("--insecure", null, "do not verify the server's certificate");
-        var command = new Command(name, description) { address, method, deadline, wait, header, caCert, cert, key, insecure };
+        var verbose = Verbose("show the stream on stderr: what leaves, what comes, when");
+        var stats = Option<bool>("--stats", null, "count and time the messages on stderr");
+        var command = new Command(name, description) { address, method, deadline, wait, header, caCert, cert, key, insecure, verbose };
+        foreach (var option in more.DefaultIfEmpty(stats))
+            command.Add(option);
+        address.CompletionSources.Add(Endpoint.Default);
+        method.CompletionSources.Add(rpcs);
         command.SetAction((parsed, _) =>
         {
             var asked = parsed.GetValue(address) ?? (Environment.GetEnvironmentVariable("STREAMER_ADDRESS") is { Length: > 0 } set ? set : null);
-            return run(new(new(Endpoint.Parse(asked ?? Endpoint.Default), ParseMethod(parsed.GetValue(method) ?? rpc), ParseMetadata(parsed.GetValue(header) ?? []),
+            return run(new(new(Endpoint.Parse(asked ?? Endpoint.Default), ParseMethod(parsed.GetValue(method) ?? rpcs[0]), ParseMetadata(parsed.GetValue(header) ?? []),
                 Deadline: parsed.GetValue(deadline) is { } text ? Duration("--deadline", 0.001, text) : null,
                 WaitForReady: parsed.GetValue(wait),
-                MayServeItself: asked is null,
+                ReadsInput: !isPing,
+                MayServeItself: asked is null && !isPing,
                 Roots: parsed.GetValue(caCert) is { } file ? Tls.Roots(file) : null,
                 Certificate: (parsed.GetValue(cert), parsed.GetValue(key)) switch
                 {
@@ -150,12 +175,33 @@ static class Program
                     (null, null) => null,
                     _ => throw new Problem(2, "--cert and --key go together"),
                 },
-                Insecure: parsed.GetValue(insecure))));
+                Insecure: parsed.GetValue(insecure)), new(parsed.GetValue(verbose), parsed.GetValue(stats))), parsed);
+        });
+        return command;
+    }
+
+    static Command CompletionCommand()
+    {
+        var shell = new Argument<string>("SHELL") { Description = "bash, zsh or fish" };
+        shell.CompletionSources.Add("bash", "zsh", "fish");
+        var command = new Command("completion", "Print what a shell sources to complete commands, options and values.") { shell };
+        command.SetAction((parsed, _) =>
+        {
+            Stdio.Output.Write(Encoding.UTF8.GetBytes(parsed.GetValue(shell) switch
+            {
+                "bash" => """_streamer() { local IFS=$'\n'; COMPREPLY=($(compgen -W "$(streamer "[suggest:$COMP_POINT]" "$COMP_LINE")" -- "$2")); }; complete -o default -F _streamer streamer""",
+                "zsh" => """_streamer() { compadd -- ${(f)"$(streamer "[suggest:$#LBUFFER]" "$LBUFFER")"} || _files; }; compdef _streamer streamer""",
+                "fish" => """complete -c streamer -f -a '(set -l line (commandline -cp); streamer "[suggest:"(string length -- "$line")"]" "$line" | string match -r ".+"; or __fish_complete_path (commandline -ct))'""",
+                var other => throw new Problem(2, $"completion is for bash, zsh and fish, not for \"{other}\""),
+            } + "\n"));
+            return Stdio.FlushAsync();
         });
         return command;
     }
 
     static Option<T> Option<T>(string name, string? value, string description) => new(name) { HelpName = value, Description = description };
+
+    static Option<bool> Verbose(string description) => new("--verbose", "-v") { Description = description };
 
     // 5, 5s, 500ms, 1m or 1h; at most 46 days, which every timer can tell.
     static TimeSpan Duration(string option, double least, string text)
@@ -165,6 +211,9 @@ static class Program
         return double.TryParse(number, NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture, out var value) && value * unit is var seconds && seconds >= least && seconds <= 4_000_000
             ? TimeSpan.FromSeconds(seconds) : throw new Problem(2, $"{option} takes seconds from {least} to 4000000, or 500ms, 5s, 1m, 1h, not \"{text}\"");
     }
+
+    static long Number(string option, string text) =>
+        long.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var number) && number > 0 ? number : throw new Problem(2, $"{option} takes a number from 1, not \"{text}\"");
 
     /// <summary>--method's SERVICE/METHOD.</summary>
     /// <exception cref="Problem">It is not two names with a slash between them.</exception>
@@ -366,14 +415,23 @@ sealed class Batch<T> where T : IWire<T>, allows ref struct
     }
 
     /// <summary>So many bytes of the room hold messages now.</summary>
-    public void Advance(int size) => end += size;
+    public void Advance(int size, int messages = 1) => (end, Added) = (end + size, Added + messages);
 
     /// <summary>Empties a batch that was filled by adding; it holds no memory then.</summary>
     public void Clear()
     {
         ArrayPool<byte>.Shared.Return(buffer);
-        (buffer, start, end) = ([], 0, 0);
+        (buffer, start, end, Added) = ([], 0, 0, 0);
     }
+
+    /// <summary>How many messages have been added since it was empty.</summary>
+    public int Added { get; private set; }
+
+    /// <summary>How many messages have ever been taken by enumerating.</summary>
+    public long Taken { get; private set; }
+
+    /// <summary>The same messages, to be taken without taking them from here.</summary>
+    public Batch<T> Peek() => new() { buffer = buffer, start = start, end = end };
 
     public Enumerator GetEnumerator() => new(this);
 
@@ -382,6 +440,7 @@ sealed class Batch<T> where T : IWire<T>, allows ref struct
     {
         ReadOnlySpan<byte> rest = batch.Bytes.Span;
         T current = default!;
+        int count;
 
         public readonly T Current => current;
 
@@ -390,10 +449,11 @@ sealed class Batch<T> where T : IWire<T>, allows ref struct
         {
             var size = T.Take(rest, out current);
             rest = rest[size..];
+            count += size > 0 ? 1 : 0;
             return size > 0;
         }
 
-        public readonly void Dispose() => batch.start = batch.end - rest.Length;
+        public readonly void Dispose() => (batch.start, batch.Taken) = (batch.end - rest.Length, batch.Taken + count);
     }
 }
 
@@ -405,12 +465,17 @@ interface IWire<T> where T : IWire<T>, allows ref struct
 
     /// <summary>Reads the message at the start of some bytes, and gives its size with its prefix; 0 where it is not whole or has another form.</summary>
     static abstract int Take(ReadOnlySpan<byte> bytes, out T view);
+
+    /// <summary>What a reader is shown.</summary>
+    string Text { get; }
 }
 
 /// <summary>FindMaximum's messages, which are alike in both directions.</summary>
 readonly record struct Number(long Value) : IWire<Number>
 {
     public static MessageParser Parser => Streaming.FindMaximumRequest.Parser;
+
+    public string Text => $"{Value}";
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static int Take(ReadOnlySpan<byte> bytes, out Number view)
@@ -428,6 +493,8 @@ readonly ref struct GreetEveryoneRequest(ReadOnlySpan<byte> firstName, ReadOnlyS
 
     public static MessageParser Parser => Streaming.GreetEveryoneRequest.Parser;
 
+    public string Text => $"{Encoding.UTF8.GetString(FirstName)} {Encoding.UTF8.GetString(LastName)}".TrimEnd(' ');
+
     public static int Take(ReadOnlySpan<byte> bytes, out GreetEveryoneRequest view)
     {
         var size = Wire.Take(bytes, out var message);
@@ -442,6 +509,8 @@ readonly ref struct GreetEveryoneResponse(ReadOnlySpan<byte> result) : IWire<Gre
     public ReadOnlySpan<byte> Result { get; } = result;
 
     public static MessageParser Parser => Streaming.GreetEveryoneResponse.Parser;
+
+    public string Text => Encoding.UTF8.GetString(Result);
 
     public static int Take(ReadOnlySpan<byte> bytes, out GreetEveryoneResponse view)
     {
@@ -707,7 +776,7 @@ sealed class NumberReader : RequestReader<FindMaximumRequest>
     protected override int Take(ReadOnlySpan<byte> text, Batch<FindMaximumRequest> batch)
     {
         var frames = batch.GetSpan(Wire.FullBatch + Wire.MaxNumberSize);
-        var (at, used) = (0, 0);
+        var (at, used, count) = (0, 0, 0);
         while (used < Wire.FullBatch)
         {
             while (at < text.Length && IsSeparator(text[at]))
@@ -717,14 +786,15 @@ sealed class NumberReader : RequestReader<FindMaximumRequest>
                 used += Wire.WriteNumber(frames[used..], number);
             // What some editors put before text, and `cat` leaves in its middle.
             else if (token.StartsWith("\uFEFF"u8))
-                length = 3;
+                (length, count) = (3, count - 1);
             else if ((length = Parse(token, out number)) > 0)
                 used += Wire.WriteNumber(frames[used..], number);
             else
                 break;
             at += length;
+            count++;
         }
-        batch.Advance(used);
+        batch.Advance(used, count);
         Line += text[..at].Count((byte)'\n');
         return at;
     }
@@ -886,7 +956,7 @@ static class Stdio
     }
 
     /// <summary>Tells the user one line on stderr, where that can be written.</summary>
-    public static void Tell(string line) => Write(errors, Encoding.UTF8.GetBytes(line + "\n"));
+    public static void Tell(string line, string end = "\n") => Write(errors, Encoding.UTF8.GetBytes(line + end));
 
     static IOException? Write(int descriptor, ReadOnlySpan<byte> bytes)
     {
@@ -1011,12 +1081,16 @@ sealed class BatchWriter<T>(PipeWriter pipe, CancellationToken stop) : IServerSt
 {
     public WriteOptions? WriteOptions { get; set; }
 
+    /// <summary>How many messages have been written.</summary>
+    public long Sent { get; private set; }
+
     /// <summary>Writes a batch, which is empty then, and flushes only much: there may be more to write, and a flush comes before the next wait.</summary>
     public Task WriteAsync(Batch<T> batch)
     {
         // Writing nothing would still take a block of memory, until the next flush.
         if (!batch.Bytes.IsEmpty)
             pipe.Write(batch.Bytes.Span);
+        Sent += batch.Added;
         batch.Clear();
         return pipe.UnflushedBytes < Wire.FullBatch ? Task.CompletedTask : FlushAsync();
     }
@@ -1058,7 +1132,7 @@ sealed class PipeHandler(HttpMessageHandler inner, Action<int> took) : Delegatin
                 throw new IOException("the server refused the stream");
             try
             {
-                await content.CopyToAsync(stream);
+                await content.CopyToAsync(stream).WaitAsync(closed.Token);
             }
             catch
             {
@@ -1139,7 +1213,8 @@ sealed class Server : IConnectionListenerFactory, IAsyncDisposable
     readonly CancellationTokenSource draining = new(), expired = new(), abort = new();
     readonly List<Socket> sockets = [];
     WebApplication app = null!;
-    int running;
+    int running, streams;
+    bool verbose;
 
     // A connection may hold memory up to its window. Half of that, and of the descriptors, is for all else.
     readonly SemaphoreSlim room = new((int)Math.Clamp(Math.Min(MaxDescriptors(), GC.GetGCMemoryInfo().TotalAvailableMemoryBytes / ConnectionWindow) / 2, 1, 10_000));
@@ -1149,10 +1224,11 @@ sealed class Server : IConnectionListenerFactory, IAsyncDisposable
 
     /// <summary>Serves until a signal asks it to end, drains, and gives the exit code.</summary>
     /// <param name="drain">How long running streams may go on after the signal.</param>
+    /// <param name="verbose">Whether each stream is told of on stderr, in words that may change.</param>
     /// <exception cref="Problem">An endpoint is not one to listen at, or cannot be listened at.</exception>
-    public static async Task<int> RunAsync(Endpoint[] endpoints, Func<SslServerAuthenticationOptions>? tls, TimeSpan drain)
+    public static async Task<int> RunAsync(Endpoint[] endpoints, Func<SslServerAuthenticationOptions>? tls, TimeSpan drain, bool verbose)
     {
-        await using var server = new Server();
+        await using var server = new Server { verbose = verbose };
         TaskCompletionSource<int> first = Signals.NewSource(), second = Signals.NewSource();
         Signals.On(exitCode => _ = first.TrySetResult(exitCode) || second.TrySetResult(exitCode));
         await server.StartAsync(endpoints, tls);
@@ -1237,11 +1313,18 @@ sealed class Server : IConnectionListenerFactory, IAsyncDisposable
                 listen.Use(next => async connection =>
                 {
                     await next(connection);
+                    if (verbose && !connection.Items.ContainsKey(this))
+                        Stdio.Tell($"refused {Tcp.Plain(connection.RemoteEndPoint)}: the TLS handshake failed");
                     if (draining.IsCancellationRequested)
                         await Task.Delay(Linger);
                 });
                 if (endpoint.Url.Scheme == "https")
                     listen.UseHttps(new TlsHandshakeCallbackOptions { OnConnection = _ => new(tls!()) });
+                listen.Use(next => connection =>
+                {
+                    connection.Items[this] = null;
+                    return next(connection);
+                });
             });
     }
 
@@ -1298,17 +1381,30 @@ sealed class Server : IConnectionListenerFactory, IAsyncDisposable
         if (http.Request.Headers["grpc-timeout"] is [{ } timeout, ..] && (context.Deadline == DateTime.MaxValue || timeout.Length > 9))
             throw new RpcException(timeout is [.. { Length: > 0 and <= 8 } value, 'H' or 'M' or 'S' or 'm' or 'u' or 'n'] && value.All(char.IsAsciiDigit)
                 ? new(StatusCode.DeadlineExceeded, "Deadline Exceeded") : new(StatusCode.Internal, $"malformed grpc-timeout: {timeout}"));
+        using var deadline = context.Deadline == DateTime.MaxValue ? null : CancellationTokenSource.CreateLinkedTokenSource(expired.Token, context.CancellationToken);
+        var stop = deadline?.Token ?? expired.Token;
+        var responses = new BatchWriter<TResponse>(http.Response.BodyWriter, stop);
+        var requests = new BatchReader<TRequest>(http.Request.BodyReader, others, responses.FlushAsync, stop);
+        var (number, start, end) = (Interlocked.Increment(ref streams), Trace.Now, StatusCode.Cancelled);
+        if (verbose)
+            Stdio.Tell($"stream {number} from {(http.Connection.RemoteIpAddress is { } ip ? Tcp.Plain(new IPEndPoint(ip, http.Connection.RemotePort)) : "a Unix socket")}: {method.FullName[1..]}");
         try
         {
             await context.WriteResponseHeadersAsync(new() { { "grpc-accept-encoding", "identity,gzip,deflate" } });
-            using var deadline = context.Deadline == DateTime.MaxValue ? null : CancellationTokenSource.CreateLinkedTokenSource(expired.Token, context.CancellationToken);
-            var stop = deadline?.Token ?? expired.Token;
-            var responses = new BatchWriter<TResponse>(http.Response.BodyWriter, stop);
-            await handler(new BatchReader<TRequest>(http.Request.BodyReader, others, responses.FlushAsync, stop), responses, context);
+            await handler(requests, responses, context);
+            end = StatusCode.OK;
         }
         catch (Exception e) when (StatusOf(e) is { } status)
         {
+            end = status.StatusCode;
             throw new RpcException(status);
+        }
+        finally
+        {
+            if (end == StatusCode.Cancelled && context.Deadline <= DateTime.UtcNow)
+                end = StatusCode.DeadlineExceeded;
+            if (verbose)
+                Stdio.Tell($"stream {number}: {Client.NameOf(end)}, {requests.Current.Taken} received, {responses.Sent} sent, {TimeProvider.System.GetElapsedTime(start).TotalSeconds:0.0##} s");
         }
 
         // Otherwise grpc-dotnet has UNKNOWN for them. An IOException as such tells of a length of 2 GiB or more.
@@ -1568,6 +1664,9 @@ static class Tcp
             // Not every system that runs Linux programs can.
         }
     }
+
+    /// <summary>An IPv4 address as such, also where the socket is one for both kinds.</summary>
+    public static EndPoint? Plain(EndPoint? peer) => peer is IPEndPoint { Address.IsIPv4MappedToIPv6: true } mapped ? new IPEndPoint(mapped.Address.MapToIPv4(), mapped.Port) : peer;
 }
 
 static class Signals
@@ -1685,15 +1784,16 @@ static class Tls
 /// <summary>What is asked of a call.</summary>
 /// <param name="Deadline">How long it may take.</param>
 /// <param name="WaitForReady">Whether a connection that fails is tried again until the deadline.</param>
+/// <param name="ReadsInput">Whether its messages come from stdin.</param>
 /// <param name="MayServeItself">Whether a server in this process answers when nobody else does.</param>
 /// <param name="Roots">Whom the server's certificate must come from; null for whom the system trusts.</param>
 /// <param name="Certificate">This client's certificate.</param>
 /// <param name="Insecure">Whether the server's certificate need not be verified.</param>
-sealed record CallSettings(Endpoint Endpoint, (string Service, string Name) Method, Metadata Metadata, TimeSpan? Deadline, bool WaitForReady, bool MayServeItself,
+sealed record CallSettings(Endpoint Endpoint, (string Service, string Name) Method, Metadata Metadata, TimeSpan? Deadline, bool WaitForReady, bool ReadsInput, bool MayServeItself,
     X509Certificate2Collection? Roots, SslStreamCertificateContext? Certificate, bool Insecure);
 
 /// <summary>One call: stdin's messages go out while the answers come in and go to stdout.</summary>
-sealed class Client(CallSettings settings)
+sealed class Client(CallSettings settings, Trace trace)
 {
     // Found by TCP, not by HTTP/2 pings: gRPC servers cut a client off that pings an idle stream more often than
     // every five minutes (grpc/doc/keepalive.md), and a vanished peer is to be found within one.
@@ -1709,13 +1809,16 @@ sealed class Client(CallSettings settings)
     readonly Endpoint endpoint = settings.Endpoint;
     readonly CancellationTokenSource stop = new();
     FrameGate? gate;
+    HttpResponseMessage? response;
     Problem? badInput;
     string? notReady, refusal;
-    bool isAskedForCertificate, servesItself;
+    bool isAskedForCertificate, servesItself, isHalfClosed;
 
-    /// <summary>Makes the call and gives the exit code, having told on stderr what went wrong.</summary>
-    /// <exception cref="Problem">stdin or stdout cannot be used.</exception>
-    public async Task<int> RunAsync<TRequest, TResponse>(RequestReader<TRequest> input, Action<Batch<TResponse>> print)
+    public Trace Trace { get; } = trace;
+
+    /// <summary>Makes the call and gives the exit code.</summary>
+    /// <exception cref="Problem">The call did not end well, or stdin or stdout cannot be used.</exception>
+    public async Task<int> RunAsync<TRequest, TResponse>(Func<Batch<TRequest>, ValueTask<bool>> read, Action<Batch<TResponse>> print)
         where TRequest : IWire<TRequest>, allows ref struct where TResponse : IWire<TResponse>, allows ref struct
     {
         if (endpoint.Url.Scheme == "https")
@@ -1730,19 +1833,34 @@ sealed class Client(CallSettings settings)
             stop.CancelAfter(deadline);
         // stdin and stdout may block a thread each, and the call needs some besides.
         ThreadPool.SetMinThreads(4, 1);
-        var call = CallAsync(input, print);
-        await Task.WhenAny(call, signalled.Task);
-        if (!signalled.Task.IsCompleted)
-        {
-            var (status, message) = await call;
-            return status != StatusCode.OK ? Program.Fail(64 + (int)status, $"{NameOf(status)}: {message}") : badInput is null ? 0 : throw badInput;
-        }
+        var call = CallAsync(read, print);
+        var over = Task.WhenAny(call, signalled.Task);
+        var showing = Trace.ShowAsync(over);
+        var isSignalled = await over == signalled.Task || signalled.Task.IsCompleted;
         // The reset gets a moment to leave, but a peer or a stdout that nobody reads must not hold up the end.
-        await Task.WhenAny(Task.WhenAll(call, gate?.ResetSent ?? Task.CompletedTask), Task.Delay(500));
-        return await signalled.Task;
+        if (isSignalled)
+            await Task.WhenAny(Task.WhenAll(call, gate?.ResetSent ?? Task.CompletedTask), Task.Delay(500));
+        await showing;
+        var status = call.IsCompletedSuccessfully && !isSignalled ? call.Result.Status : (StatusCode?)null;
+        Trace.Note('<', null, response is null ? [] : [response.TrailingHeaders]);
+        Trace.End(EndedBy(status));
+        if (isSignalled)
+            return await signalled.Task;
+        // Where an answer was only a refusal, the stream never was.
+        var counts = gate is { HasReceived: true, SpeaksHttp1: false } && (response is null || One(response.Headers, "grpc-status") is null) ? $" ({Trace.Counts})" : "";
+        var (_, message) = await call;
+        return status != StatusCode.OK ? throw new Problem(64 + (int)status!, $"{NameOf(status.Value)}: {message}{counts}") : badInput is null ? 0 : throw badInput;
     }
 
-    async Task<(StatusCode, string)> CallAsync<TRequest, TResponse>(RequestReader<TRequest> input, Action<Batch<TResponse>> print)
+    string EndedBy(StatusCode? status)
+    {
+        var side = gate is { Reset: not null } ? "the server's reset"
+            : gate is { HasEnded: true } ? isHalfClosed && status == StatusCode.OK ? "this side's half-close" : "the server"
+            : gate is { IsLost: true } ? "the loss of the connection" : "this side";
+        return status is null ? side : $"{side}: {NameOf(status.Value)}";
+    }
+
+    async Task<(StatusCode Status, string Message)> CallAsync<TRequest, TResponse>(Func<Batch<TRequest>, ValueTask<bool>> read, Action<Batch<TResponse>> print)
         where TRequest : IWire<TRequest>, allows ref struct where TResponse : IWire<TResponse>, allows ref struct
     {
         var handler = new PipeHandler(new Connector(this), count => gate?.Took(count));
@@ -1754,16 +1872,15 @@ sealed class Client(CallSettings settings)
         {
             if (Stdio.IsInteractive)
                 _ = HintAsync(call.ResponseHeadersAsync);
-            _ = SendAsync(handler, call.RequestStream, input);
+            _ = SendAsync(handler, call.RequestStream, read);
             await call.ResponseHeadersAsync.WaitAsync(stop.Token);
             if (ContentType(handler.Response!) is { IsGrpc: false })
                 await call.ResponseStream.MoveNext();
             answers = new(await handler.Responses, call.ResponseStream, Stdio.FlushAsync, stop.Token);
             var isForeign = false;
             while (await answers.MoveNext(CancellationToken.None))
-                if (!answers.Current.IsForeign)
-                    print(answers.Current);
-                else if (!isForeign)
+                Trace.Came(answers.Current, print);
+                if (answers.Current.IsForeign && !isForeign)
                 {
                     isForeign = true;
                     Stdio.Tell($"streamer: answers of {settings.Method.Service}/{settings.Method.Name} are of another type, and are not printed");
@@ -1774,7 +1891,7 @@ sealed class Client(CallSettings settings)
         {
             // What has arrived is printed, however slow stdout is.
             while (answers?.TryMoveNext() == true)
-                print(answers.Current);
+                Trace.Came(answers.Current, print);
             return (StatusCode.DeadlineExceeded, gate is null ? $"the deadline has passed, and {Awaited}" : "the deadline has passed");
         }
         catch (RpcException e)
@@ -1800,7 +1917,7 @@ sealed class Client(CallSettings settings)
     }
 
     // Two batches in turn: one is filled from stdin while the other leaves.
-    async Task SendAsync<T>(PipeHandler handler, IClientStreamWriter<IMessage> requests, RequestReader<T> input) where T : IWire<T>, allows ref struct
+    async Task SendAsync<T>(PipeHandler handler, IClientStreamWriter<IMessage> requests, Func<Batch<T>, ValueTask<bool>> read) where T : IWire<T>, allows ref struct
     {
         var (filling, leaving, sent) = (new Batch<T>(), new Batch<T>(), Task.CompletedTask);
         var stream = await handler.Requests;
@@ -1808,7 +1925,7 @@ sealed class Client(CallSettings settings)
         {
             while (true)
             {
-                var reading = input.ReadAsync(filling);
+                var reading = read(filling);
                 if (!reading.IsCompleted)
                 {
                     await sent;
@@ -1818,7 +1935,7 @@ sealed class Client(CallSettings settings)
                     break;
                 await sent;
                 leaving.Clear();
-                sent = stream.WriteAsync(filling.Bytes).AsTask();
+                sent = WriteAsync(filling);
                 (filling, leaving) = (leaving, filling);
             }
         }
@@ -1828,7 +1945,15 @@ sealed class Client(CallSettings settings)
             badInput = e;
         }
         await sent;
+        isHalfClosed = true;
+        Trace.Note('>', "half-close");
         await requests.CompleteAsync();
+
+        async Task WriteAsync(Batch<T> batch)
+        {
+            await stream.WriteAsync(batch.Bytes);
+            Trace.Left(batch);
+        }
     }
 
     // Makes the connection; with --wait-for-ready as often as it takes.
@@ -1842,12 +1967,15 @@ sealed class Client(CallSettings settings)
             for (var backoff = FirstBackoff; ; backoff = backoff * 2 < LastBackoff ? backoff * 2 : LastBackoff)
                 try
                 {
-                    return await base.SendAsync(request, cancel);
+                    client.response = await base.SendAsync(request, cancel);
+                    client.Trace.Note('<', $"HTTP/2 {(int)client.response.StatusCode}", client.response.Headers, client.response.Content.Headers);
+                    return client.response;
                 }
                 catch (HttpRequestException e) when (client is { settings.WaitForReady: true, refusal: null, gate: null }
                     && e.HttpRequestError is HttpRequestError.ConnectionError or HttpRequestError.NameResolutionError or HttpRequestError.SecureConnectionError)
                 {
                     (_, client.notReady) = client.Explain(e, default);
+                    client.Trace.Note('*', $"{client.notReady}: to be tried again");
                     await Task.Delay(backoff * (0.8 + 0.4 * Random.Shared.NextDouble()), cancel);
                 }
         }
@@ -1865,8 +1993,12 @@ sealed class Client(CallSettings settings)
         ConnectCallback = ConnectAsync,
         PlaintextStreamFilter = (context, _) =>
         {
-            if (Stdio.IsInteractive)
+            if (Stdio.IsInteractive && settings.ReadsInput)
                 Stdio.Tell($"streamer: connected to {(servesItself ? "its own server" : endpoint)}; {(OperatingSystem.IsWindows() ? "^Z" : "^D")} ends the input");
+            if (context.PlaintextStream is SslStream { RemoteCertificate: var certificate } tls)
+                Trace.Note('*', $"{tls.SslProtocol} with {certificate?.Subject}".Replace("Tls1", "TLS 1."));
+            var request = context.InitialRequestMessage;
+            Trace.Note('>', $"POST {request.RequestUri!.AbsolutePath}", request.Headers, request.Content!.Headers);
             return new(gate = new FrameGate(context.PlaintextStream));
         },
         SslOptions = new()
@@ -1901,7 +2033,7 @@ sealed class Client(CallSettings settings)
         }
     }
 
-    static async Task<Stream> DialAsync(EndPoint to, CancellationToken cancel)
+    async Task<Stream> DialAsync(EndPoint to, CancellationToken cancel)
     {
         var socket = to is UnixDomainSocketEndPoint ? new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) : new Socket(SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
         try
@@ -1915,6 +2047,7 @@ sealed class Client(CallSettings settings)
                 Tcp.GiveUpAfter(socket, TimeSpan.FromSeconds(KeepAliveSeconds + KeepAliveInterval * KeepAliveProbes));
             }
             await socket.ConnectAsync(to, cancel);
+            Trace.Note('*', $"connected to {(endpoint.UnixPath is null ? $"{endpoint.Url.Scheme}://{Tcp.Plain(socket.RemoteEndPoint)}" : endpoint)}");
             return new NetworkStream(socket, ownsSocket: true);
         }
         catch
@@ -1941,7 +2074,7 @@ sealed class Client(CallSettings settings)
     }
 
     /// <summary>A status's name (grpc/doc/statuscodes.md).</summary>
-    static string NameOf(StatusCode status) => string.Concat($"{status}".Select((c, i) => char.IsUpper(c) && i > 0 ? $"_{c}" : $"{char.ToUpperInvariant(c)}"));
+    public static string NameOf(StatusCode status) => status == StatusCode.OK ? "OK" : string.Concat($"{status}".Select((c, i) => char.IsUpper(c) && i > 0 ? $"_{c}" : $"{char.ToUpperInvariant(c)}"));
 
     // What a call ended with that did not end well, in words that help. The status is the library's, but for what the
     // specifications call differently: UNKNOWN or INTERNAL where there is no status or an unknown encoding, UNAVAILABLE
@@ -1999,6 +2132,150 @@ sealed class Client(CallSettings settings)
 }
 
 /// <summary>
+/// What happens on a stream: each event with --verbose, its numbers with --stats and in errors. Scripts may rely on the time of
+/// an event, in seconds since the call began, on its mark (as curl's: * what happens, &gt; what leaves, &lt; what comes) with the
+/// message behind it, and on the four numbers that the last line begins with; all other words may change.
+/// </summary>
+sealed class Trace(bool verbose, bool stats)
+{
+    readonly bool hasColour = verbose && !Console.IsErrorRedirected && Environment.GetEnvironmentVariable("TERM") is not (null or "dumb") && Environment.GetEnvironmentVariable("NO_COLOR") is null or "";
+    readonly long start = Now;
+    long received, foreign, end, last = Now;
+    double firstAnswer;
+    bool hasBegun;
+
+    public static long Now => TimeProvider.System.GetTimestamp();
+
+    /// <summary>Seconds from a time until now, but never beyond the stream's end.</summary>
+    public double Since(long time) => TimeProvider.System.GetElapsedTime(time, end == 0 ? Now : end).TotalSeconds;
+
+    public double Seconds => Since(start);
+    public long Sent { get; private set; }
+    public string? EndedBy { get; private set; }
+    public string Counts => $"{Sent} sent, {received} received, {Seconds:0.0##} s, silent for {Since(last):0.0##} s";
+
+    public void Note(char mark, string? text, params ReadOnlySpan<HttpHeaders> headers)
+    {
+        hasBegun |= mark == '>';
+        if (!verbose)
+            return;
+        if (text is not null)
+            Show(mark, text);
+        foreach (var some in headers)
+            // HTTP/2 has no chunks: the handler drops the header for them.
+            foreach (var (name, values) in some.NonValidated.Where(header => header.Key != "Transfer-Encoding"))
+                Show(mark, $"{name.ToLowerInvariant()}: {values}");
+    }
+
+    public void Left<T>(Batch<T> batch) where T : IWire<T>, allows ref struct
+    {
+        Show('>', batch);
+        Sent += batch.Added;
+    }
+
+    public void Came<T>(Batch<T> batch, Action<Batch<T>> print) where T : IWire<T>, allows ref struct
+    {
+        Show('<', batch);
+        firstAnswer = firstAnswer == 0 ? Seconds : firstAnswer;
+        if (batch.IsForeign)
+            foreign++;
+        else
+            print(batch);
+        received = batch.Taken + foreign;
+    }
+
+    void Show<T>(char mark, Batch<T> batch) where T : IWire<T>, allows ref struct
+    {
+        last = Now;
+        if (verbose)
+            foreach (var message in batch.Peek())
+                Show(mark, batch.IsForeign ? "a message of another type" : message.Text);
+    }
+
+    void Show(char mark, string text) => Stdio.Tell($"{Seconds,7:0.000} {(hasColour && mark != '*' ? $"\e[36m{mark}\e[0m" : mark)} {Program.OneLine(text)}");
+
+    public void End(string endedBy)
+    {
+        (end, EndedBy) = (Now, endedBy);
+        var answered = received == 0 ? "" : $", first answer after {firstAnswer:0.0##} s";
+        var line = $"{Counts}, {(Sent + received) / Seconds:0} messages/s{answered}, ended by {endedBy}";
+        if (verbose && hasBegun)
+            Show('*', line);
+        else if (stats && hasBegun)
+            Stdio.Tell(line);
+    }
+
+    /// <summary>Shows the numbers so far on a terminal, but not on one that shows the answers, until the call is over.</summary>
+    public async Task ShowAsync(Task over)
+    {
+        if (!stats || verbose || Console.IsErrorRedirected || !Console.IsOutputRedirected)
+            return;
+        var line = "";
+        while (await Task.WhenAny(over, Task.Delay(line == "" ? 500 : 250)) != over)
+            Stdio.Tell("\r" + (line = Counts.PadRight(line.Length)), end: "");
+        Stdio.Tell($"\r{new string(' ', line.Length)}\r", end: "");
+    }
+}
+
+/// <summary>Numbers on one stream, each larger than the last, and how long the answers take. Scripts may rely on stdout.</summary>
+sealed class Ping(Client client, TimeSpan every, long count)
+{
+    // A number without an answer for so long is late, and lost if the stream ends; a younger one was under way.
+    static readonly TimeSpan late = TimeSpan.FromSeconds(1);
+
+    readonly ConcurrentDictionary<long, long> unanswered = [];
+    readonly List<double> times = [];
+    readonly PeriodicTimer timer = new(Timeout.InfiniteTimeSpan);
+    long last;
+
+    /// <summary>Makes the call, sums it up, and gives the exit code: 0 where no number was lost.</summary>
+    /// <exception cref="Problem">The stream ended otherwise than after the last number, at the deadline or by a signal.</exception>
+    public async Task<int> RunAsync()
+    {
+        var calling = client.RunAsync<FindMaximumRequest, FindMaximumResponse>(ReadAsync, Print);
+        while (await Task.WhenAny(calling, Task.Delay(late)) != calling)
+            if (Late().DefaultIfEmpty().Max() is > 0 and var seconds)
+                Stdio.Tell($"no answer for {Math.Floor(seconds)} s");
+        var (trace, lost) = (client.Trace, Late().Count());
+        times.Sort();
+        if (trace.Sent > 0)
+            Stdio.Tell($"{trace.Sent} sent, {times.Count} answered, {lost} lost, {trace.Sent - times.Count - lost} under way");
+        if (times.Count > 0)
+            Stdio.Tell($"minimum {times[0]:0.00} ms, median {times[(times.Count - 1) / 2]:0.00} ms, 99th percentile {times[(times.Count * 99 - 1) / 100]:0.00} ms, maximum {times[^1]:0.00} ms");
+        if (trace.Sent > 0)
+            Stdio.Tell($"the stream lived for {trace.Seconds:0.0##} s, ended by {trace.EndedBy}");
+        if (times.Count == 0 || calling.Exception?.InnerException is not Problem { ExitCode: 64 + (int)StatusCode.DeadlineExceeded })
+            await calling;
+        return lost == 0 && times.Count > 0 ? 0 : 1;
+    }
+
+    IEnumerable<double> Late() => unanswered.Values.Select(client.Trace.Since).Where(seconds => seconds >= late.TotalSeconds);
+
+    async ValueTask<bool> ReadAsync(Batch<FindMaximumRequest> batch)
+    {
+        if (last == count)
+            return false;
+        if (last > 0)
+            await timer.WaitForNextTickAsync();
+        else
+            timer.Period = every;
+        unanswered[++last] = Trace.Now;
+        batch.Add(last);
+        return true;
+    }
+
+    void Print(Batch<FindMaximumResponse> answers)
+    {
+        foreach (var answer in answers)
+            if (unanswered.TryRemove(answer.Value, out var sent))
+            {
+                times.Add(client.Trace.Since(sent) * 1000);
+                Stdio.Output.Write(Encoding.UTF8.GetBytes($"answer {answer.Value}: {times[^1]:0.00} ms\n"));
+            }
+    }
+}
+
+/// <summary>
 /// Between SocketsHttpHandler and its connection. The handler drops the answers that it holds when a stream dies, but
 /// what was received must not be lost: so it learns of a reset or of the connection's end only after the call has
 /// taken all the bytes that came before.
@@ -2024,7 +2301,12 @@ sealed class FrameGate(Stream connection) : TransportStream
     readonly byte[] frame = new byte[HeaderSize + LargestPayload];
     int start, end;
     long open, passed, taken;
-    bool hasEnded;
+
+    /// <summary>Whether the peer has ended the stream.</summary>
+    public bool HasEnded { get; private set; }
+
+    /// <summary>Whether the connection has ended.</summary>
+    public bool IsLost { get; private set; }
 
     /// <summary>The error of a reset, where one came.</summary>
     public Error? Reset { get; private set; }
@@ -2070,6 +2352,7 @@ sealed class FrameGate(Stream connection) : TransportStream
         }
         catch (IOException e)
         {
+            IsLost = true;
             await AllTakenAsync(cancel);
             if (e is EndOfStreamException)
                 return 0;
@@ -2103,7 +2386,7 @@ sealed class FrameGate(Stream connection) : TransportStream
                 await AllTakenAsync(cancel);
             Note(kind, frame.AsSpan(HeaderSize, end - HeaderSize));
         }
-        hasEnded |= kind is Kind.Data or Kind.Headers && (flags & EndStream) != 0;
+        HasEnded |= kind is Kind.Data or Kind.Headers && (flags & EndStream) != 0;
     }
 
     void Note(Kind kind, Span<byte> payload)
@@ -2112,7 +2395,7 @@ sealed class FrameGate(Stream connection) : TransportStream
         {
             Reset = (Error)BinaryPrimitives.ReadUInt32BigEndian(payload);
             // After a complete answer a reset only ends the requests; the handler must not take it for a failure.
-            if (hasEnded)
+            if (HasEnded)
                 payload.Clear();
         }
         else if (kind == Kind.GoAway && payload.Length >= 8)

@@ -76,7 +76,7 @@ public class WaitForReady
         }
         var result = await client;
         Assert.Equal((78, ""), (result.ExitCode, result.Output));
-        Assert.Matches($@"^streamer: UNAVAILABLE: ({message})\n\z", result.Error);
+        Assert.Matches($@"^streamer: UNAVAILABLE: ({message})({Verbose.Counts})?\n\z", result.Error);
         Assert.False(listener.Pending());
     }
 

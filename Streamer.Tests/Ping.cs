@@ -1,0 +1,106 @@
+using System.Text;
+using System.Text.RegularExpressions;
+using Xunit;
+
+namespace Streamer.Tests;
+
+/// <summary>`streamer ping`, and every way it ends.</summary>
+public sealed class Ping(SharedServer server) : IClassFixture<SharedServer>
+{
+    // A busy machine may be late.
+    const string late = "(no answer for .+\n)*";
+
+    static readonly (string, string)[] headers = [(":status", "200"), ("content-type", "application/grpc")];
+
+    [Fact]
+    public async Task EachNumberIsAnswered() =>
+        Snapshot.Verify(Regex.Replace(Verbose.Masked((await Tool.RunAsync("", "ping", "--address", server.Address, "--every", "0.01", "--count", "3")).ToString()), late, ""));
+
+    [Theory]
+    [InlineData("calculator.CalculatorService/FindMaximum")]
+    [InlineData("streaming.CalculatorService/FindMaximum")]
+    public async Task TheCoursesMethodWorks(string method) =>
+        AssertSummary(await Tool.RunAsync("", "ping", "--address", server.Address, "--method", method, "--count", "1", "-H", "x-trace: 1"), "1 sent, 1 answered, 0 lost, 0 under way", "this side's half-close: OK");
+
+    [Theory]
+    [InlineData("INT")]
+    [InlineData("TERM")]
+    public async Task ASignalIsARegularEnd(string signal)
+    {
+        await using var ping = Running.Start("ping", "--address", server.Address, "--every", "0.1");
+        Assert.StartsWith("answer 1: ", await ping.ReadLineAsync());
+        Assert.StartsWith("answer 2: ", await ping.ReadLineAsync());
+        ping.Signal(signal);
+        AssertSummary(await ping.EndAsync(), "[0-9]+ sent, [0-9]+ answered, [0-9]+ lost, [0-9]+ under way", "this side");
+    }
+
+    [Fact]
+    public async Task TheDeadlineIsARegularEnd() =>
+        AssertSummary(await Tool.RunAsync("", "ping", "--address", server.Address, "--every", "0.1", "--deadline", "5"), "[0-9]+ sent, [0-9]+ answered, [0-9]+ lost, [0-9]+ under way", "(this side|the server|the server's reset): DEADLINE_EXCEEDED");
+
+    [Fact]
+    public async Task LateAnswersAreToldAndLostOnesCounted()
+    {
+        var seen = new TaskCompletionSource();
+        await using var fake = new FakeServer(async peer =>
+        {
+            var (stream, _) = await peer.ReadRequestAsync();
+            await peer.ReadAsync();
+            await peer.SendAsync(Frame.Headers(stream, headers), Frame.Data(stream, Grpc.Numbers(1)));
+            // The second is never answered; what was not asked for is no answer.
+            await peer.ReadAsync();
+            await peer.SendAsync(Frame.Data(stream, Grpc.Numbers(99)));
+            await seen.Task;
+            await peer.SendAsync(Frame.RstStream(stream, ErrorCode.InternalError));
+        });
+        await using var ping = Running.Start("ping", "--address", fake.Address, "--every", "0.01", "--count", "2", "-v");
+        Assert.StartsWith("answer 1: ", await ping.ReadLineAsync());
+        await Task.Delay(2500, TestContext.Current.CancellationToken);
+        seen.SetResult();
+        var result = await ping.EndAsync();
+        Assert.Equal((64 + (int)Status.Internal, ""), (result.ExitCode, result.Output));
+        Assert.Matches("\nno answer for 1 s\n", result.Error);
+        Assert.Matches("(?s)\n2 sent, 1 answered, 1 lost, 0 under way\n.*\nthe stream lived for [0-9.]+ s, ended by the server's reset: INTERNAL\nstreamer: INTERNAL: the server reset the stream: INTERNAL_ERROR \\(2 sent, 2 received, [0-9.]+ s, silent for [0-9.]+ s\\)\n\\z", result.Error);
+    }
+
+    [Fact]
+    public async Task LostNumbersAreAFailure()
+    {
+        await using var fake = new FakeServer(async peer =>
+        {
+            var (stream, _) = await peer.ReadRequestAsync();
+            await peer.ReadAsync();
+            await peer.SendAsync(Frame.Headers(stream, headers));
+        });
+        await using var ping = Running.Start("ping", "--address", fake.Address, "--count", "1");
+        await Task.Delay(3000, TestContext.Current.CancellationToken);
+        ping.Signal("INT");
+        var result = await ping.EndAsync();
+        Assert.Equal((1, ""), (result.ExitCode, result.Output));
+    }
+
+    [Fact]
+    public async Task NobodyIsPingedWhereNobodyListens()
+    {
+        Assert.Equal(new(78, "", "streamer: UNAVAILABLE: nothing listens at http://127.0.0.1:1\n"), await Tool.RunAsync("", "ping", "--address", "http://127.0.0.1:1"));
+        // Nor itself, where no address is given.
+        await using var ping = Running.StartWith([("STREAMER_ADDRESS", null)], "ping", "--deadline", "0.001");
+        Assert.Equal("", (await ping.EndAsync()).Output);
+    }
+
+    [Fact]
+    public async Task BadOptions()
+    {
+        var shown = new StringBuilder();
+        foreach (var options in new[] { "--every 0", "--every x", "--count 0", "--count -1", "--count 1.5", "--stats" })
+            shown.Append($"ping {options}\n{await Tool.RunAsync("", ["ping", .. options.Split(' ')])}");
+        Snapshot.Verify(shown.ToString());
+    }
+
+    // Where a busy machine loses a number at the end, it is a failure.
+    static void AssertSummary(Result result, string counts, string end)
+    {
+        Assert.Matches($@"\A{late}{counts}\nminimum [0-9.]+ ms, median [0-9.]+ ms, 99th percentile [0-9.]+ ms, maximum [0-9.]+ ms\nthe stream lived for [0-9.]+ s, ended by {end}\n\z", result.Error);
+        Assert.Equal(result.Error.Contains(" 0 lost") ? 0 : 1, result.ExitCode);
+    }
+}
