@@ -57,7 +57,7 @@ static class Program
         };
         root.Options.OfType<HelpOption>().Single().Action = new Help();
         // Nobody but the completion's scripts speaks in directives.
-        var isSuggesting = args is [{ } first, _] && first.StartsWith("[suggest:", StringComparison.Ordinal) && first.EndsWith(']') && int.TryParse(first[9..^1], NumberStyles.None, null, out _);
+        var isSuggesting = args is [{ } first, { } line] && line.Contains("streamer") && first.StartsWith("[suggest:", StringComparison.Ordinal) && first.EndsWith(']') && int.TryParse(first[9..^1], NumberStyles.None, null, out _);
         if (!isSuggesting)
             root.Directives.Clear();
         // A name on the command line may begin with @: it is not a file of arguments.
@@ -137,14 +137,14 @@ static class Program
     {
         var every = Option<string>("--every", "TIME", "from one number to the next [default: 1]");
         var count = Option<string>("--count", "N", "how many numbers to send [default: no end]");
-        return ClientCommand("ping", "Keep one stream open and time the answers that come on it.", ["streaming.CalculatorService/FindMaximum", "calculator.CalculatorService/FindMaximum"],
+        return ClientCommand("ping", "Keep a stream open and time its answers.", ["streaming.CalculatorService/FindMaximum", "calculator.CalculatorService/FindMaximum"],
             (client, parsed) => new Ping(client, Duration("--every", 0.001, parsed.GetValue(every) ?? "1"), Number("--count", parsed.GetValue(count) ?? $"{long.MaxValue}")).RunAsync(), every, count);
     }
 
     static Command ClientCommand(string name, string description, string[] rpcs, Func<Client, ParseResult, Task<int>> run, params Option[] more)
     {
         var isPing = name == "ping";
-        var address = Option<string>("--address", "URL", $"HOST:PORT, https://HOST:PORT or unix:/PATH [default: $STREAMER_ADDRESS, else localhost:50051{(isPing ? "" : ", else its own")}]");
+        var address = Option<string>("--address", "URL", isPing ? "the server [default: $STREAMER_ADDRESS or localhost:50051]" : "HOST:PORT, https://HOST:PORT or unix:/PATH [default: $STREAMER_ADDRESS, else localhost:50051, else its own]");
         var method = Option<string>("--method", "NAME", $"[default: {rpcs[0]}]");
         var deadline = Option<string>("--deadline", "TIME", "how long the call may take: 5, 5s, 500ms, 1m");
         var wait = Option<bool>("--wait-for-ready", null, "retry the connection until the deadline");
@@ -182,15 +182,15 @@ static class Program
 
     static Command CompletionCommand()
     {
-        var shell = new Argument<string>("SHELL") { Description = "bash, zsh or fish" };
+        var shell = new Argument<string>("SHELL") { HelpName = "SHELL", Description = "bash, zsh or fish" };
         shell.CompletionSources.Add("bash", "zsh", "fish");
-        var command = new Command("completion", "Print what a shell sources to complete commands, options and values.") { shell };
+        var command = new Command("completion", "Print what bash, zsh or fish sources to complete.") { shell };
         command.SetAction((parsed, _) =>
         {
             Stdio.Output.Write(Encoding.UTF8.GetBytes(parsed.GetValue(shell) switch
             {
                 "bash" => """_streamer() { local IFS=$'\n'; COMPREPLY=($(compgen -W "$(streamer "[suggest:$COMP_POINT]" "$COMP_LINE")" -- "$2")); }; complete -o default -F _streamer streamer""",
-                "zsh" => """_streamer() { compadd -- ${(f)"$(streamer "[suggest:$#LBUFFER]" "$LBUFFER")"} || _files; }; compdef _streamer streamer""",
+                "zsh" => """_streamer() { local line="streamer ${words[2,CURRENT-1]} $PREFIX"; compadd -- ${(f)"$(streamer "[suggest:$#line]" "$line")"} || _files; }; compdef _streamer streamer""",
                 "fish" => """complete -c streamer -f -a '(set -l line (commandline -cp); streamer "[suggest:"(string length -- "$line")"]" "$line" | string match -r ".+"; or __fish_complete_path (commandline -ct))'""",
                 var other => throw new Problem(2, $"completion is for bash, zsh and fish, not for \"{other}\""),
             } + "\n"));

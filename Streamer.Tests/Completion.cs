@@ -23,7 +23,7 @@ public class Completion
             ("PATH", $"{folder["."]}:{Environment.GetEnvironmentVariable("PATH")}"), ("TERM", "dumb"), ("HOME", folder["."]));
         await Verbose.ReadUntilAsync(terminal, "ready ");
         // A command, an option, a value, a file: what was not typed was completed.
-        await TypeAsync("streamer gr", "eet");
+        await TypeAsync("echo Ada | streamer gr", "eet");
         await TypeAsync("--wait-f", "or-ready");
         await TypeAsync("--method greet.", "GreetService/GreetEveryone");
         await TypeAsync("--cacert roo", "ts.pem");
@@ -46,7 +46,7 @@ public class Completion
 
     [Theory]
     [InlineData("[suggest:99]", "streamer")]
-    [InlineData("[suggest:0]", "")]
+    [InlineData("[suggest:0]", "streamer")]
     public async Task APositionThatIsNotThereDoesNoHarm(string directive, string line) => Assert.Equal((0, ""), await EndAsync(directive, line));
 
     [Theory]
@@ -54,6 +54,7 @@ public class Completion
     [InlineData("[suggest]", "streamer max")]
     [InlineData("[suggest:-1]", "streamer max")]
     [InlineData("[suggest:99999999999]", "streamer max")]
+    [InlineData("[suggest:1]", "max")]
     [InlineData("[suggest:1]", "streamer", "max")]
     public async Task NothingElseIsADirective(params string[] arguments) => Assert.Equal(2, (await EndAsync(arguments)).ExitCode);
 

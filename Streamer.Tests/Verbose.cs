@@ -133,12 +133,13 @@ public sealed class Verbose(SharedServer server) : IClassFixture<SharedServer>
     public async Task TlsIsShownOnBothSides()
     {
         using var certificates = new Certificates();
-        await using var own = await RunningServer.StartAsync(1, "--listen", "https://127.0.0.1:0", "--cert", certificates.Server.Cert, "--key", certificates.Server.Key, "--verbose");
-        var result = await Tool.RunAsync("1", "max", "--address", own.Address, "-v", "--cacert", certificates.Root);
+        await using var own = await RunningServer.StartAsync(1, "--listen", "https://127.0.0.1:0", "--cert", certificates.Server.Cert, "--key", certificates.Server.Key, "--client-ca", certificates.Root, "--verbose");
+        var (cert, key) = certificates.Issue("client");
+        var result = await Tool.RunAsync("1", "max", "--address", own.Address, "-v", "--cacert", certificates.Root, "--cert", cert, "--key", key);
         Assert.Equal((0, "1\n"), (result.ExitCode, result.Output));
         Assert.Matches(@"\* connected to https://127\.0\.0\.1:[0-9]+\n *[0-9.]+ \* TLS 1\.[23] with CN=.+\n *[0-9.]+ > POST", result.Error);
-        // A client that does not trust the server, and one that does not speak TLS at all.
-        Assert.Equal(78, (await Tool.RunAsync("1", "max", "--address", own.Address)).ExitCode);
+        // A client without a certificate, and one that does not speak TLS at all.
+        Assert.Equal(80, (await Tool.RunAsync("1", "max", "--address", own.Address, "--cacert", certificates.Root)).ExitCode);
         Assert.Equal(78, (await Tool.RunAsync("1", "max", "--address", own.Address.Replace("https", "http"))).ExitCode);
         own.Process.Signal("TERM");
         var told = (await own.Process.EndAsync()).Error.TrimEnd('\n').Split('\n').Where(line => !line.StartsWith("streamer")).ToArray();
