@@ -52,7 +52,7 @@ public class DeadPeers(DeadPeers.Scenarios scenarios) : IClassFixture<DeadPeers.
 
         public async Task RunAsync(Task scenario)
         {
-            Assert.SkipUnless(canRun, "needs Linux, iproute2 and the right to make network namespaces (root)");
+            Skipped.Unless(canRun, "root, to make network namespaces, with iproute2 on Linux");
             await scenario;
         }
 

@@ -13,7 +13,7 @@ public class Drain
     [InlineData("HUP", 129)]
     [InlineData("INT", 130)]
     [InlineData("TERM", 143)]
-    public async Task AClientResetsItsCallAndEndsWithTheSignalsCode(string signal, int exitCode)
+    public Task AClientResetsItsCallAndEndsWithTheSignalsCode(string signal, int exitCode) => Wait.UntilInTimeAsync(async () =>
     {
         using var listener = new TcpListener(IPAddress.Loopback, 0);
         listener.Start();
@@ -22,9 +22,11 @@ public class Drain
         await client.WriteLineAsync("1");
         Assert.NotNull(await server.ReadAsync(RawHttp2.Data, 1));
         client.Signal(signal);
-        Assert.Equal(8, (await server.ReadAsync(RawHttp2.RstStream, 1))?.Word());
+        var reset = await server.ReadAsync(RawHttp2.RstStream, 1);
         Assert.Equal(new(exitCode, "", ""), await client.EndAsync());
-    }
+        // The client gives it half a second to leave, and a busy machine may take longer.
+        return reset?.Word() == 8;
+    }, "the client does not reset its call");
 
     [Theory]
     [InlineData("HUP")]
@@ -81,9 +83,14 @@ public class Drain
         }, TestContext.Current.CancellationToken);
 
         using var watch = await SendAsync();
+        var answers = await watch.Content.ReadAsStreamAsync(TestContext.Current.CancellationToken);
+        var answer = new byte[RawHttp2.Message(8, 1).Length];
+        await answers.ReadExactlyAsync(answer, TestContext.Current.CancellationToken);
+        Assert.Equal(RawHttp2.Message(8, 1), answer);
         server.Process.Signal("TERM");
-        var answers = await watch.Content.ReadAsByteArrayAsync(TestContext.Current.CancellationToken);
-        Assert.Equal<byte[]>([.. RawHttp2.Message(8, 1), .. RawHttp2.Message(8, 2)], answers);
+        await answers.ReadExactlyAsync(answer, TestContext.Current.CancellationToken);
+        Assert.Equal(RawHttp2.Message(8, 2), answer);
+        Assert.Equal(0, await answers.ReadAsync(answer, TestContext.Current.CancellationToken));
         Assert.Equal("14", watch.TrailingHeaders.GetValues("grpc-status").Single());
         // What is under way when the GOAWAY comes is still served; then the pool needs a new connection, and gets none.
         var refused = await Assert.ThrowsAsync<HttpRequestException>(async () =>
@@ -112,10 +119,11 @@ public class Drain
 
     // A proxy's connection is at rest between two calls, and the next call under way when the drain begins.
     [Fact]
-    public async Task ACallThatIsUnderWayWhenItsConnectionIsToldIsServed()
+    public Task ACallThatIsUnderWayWhenItsConnectionIsToldIsServed() => Wait.UntilInTimeAsync(async () =>
     {
         await using var server = await RunningServer.StartAsync();
         using var peer = await RawHttp2.ConnectAsync(server.Port);
+        Assert.NotNull(await peer.ReadAsync(RawHttp2.Settings));
         server.Process.Signal("TERM");
         RawHttp2.Frame? frame = null;
         var number = -1;
@@ -131,11 +139,12 @@ public class Drain
         while ((frame = await peer.ReadAsync(RawHttp2.Headers, number)) is { } headers && (headers.Flags & RawHttp2.EndStream) == 0)
         {
         }
-        Assert.NotNull(frame);
         Drained.AssertNoneCut(await server.Process.EndAsync());
+        // The server waits a quarter of a second for it, and on a busy machine it may come later.
+        return frame is not null;
 
         ValueTask CallAsync() => peer.SendAsync(RawHttp2.Headers, RawHttp2.EndHeaders | RawHttp2.EndStream, number += 2, RawHttp2.Call(RawHttp2.FindMaximum));
-    }
+    }, "no call is served that is under way");
 
     [Fact]
     public async Task AServerWaitsForNobodyWithoutAStream()
@@ -149,9 +158,9 @@ public class Drain
     }
 
     [Fact]
-    public async Task WhatIsOpenAtTheDrainsEndGetsItsAnswersAndThenTheReason()
+    public Task WhatIsOpenAtTheDrainsEndGetsItsAnswersAndThenTheReason() => Wait.ForEnoughAsync(async drain =>
     {
-        await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "1");
+        await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", $"{drain}");
         await using var running = Running.Start("max", "--address", server.Address);
         const int count = 100_000;
         var feeding = FeedAsync();
@@ -167,9 +176,12 @@ public class Drain
         server.Process.Signal("TERM");
         var result = await running.EndAsync();
         Assert.Equal((78, ShuttingDown), (result.ExitCode, result.Error));
-        Assert.Equal(string.Concat(Enumerable.Range(2, count - 1).Select(i => $"{i}\n")), result.Output);
+        var expected = string.Concat(Enumerable.Range(2, count - 1).Select(i => $"{i}\n"));
+        Assert.StartsWith(result.Output, expected);
         Assert.Equal(Drained.After(1, patience: 1, cut: 1), await server.Process.EndAsync());
-    }
+        // All that was fed may not have come to the server by then.
+        return result.Output == expected;
+    });
 
     [Fact]
     public async Task NoAnswerIsSkippedWhenABusyStreamIsEnded()
@@ -225,7 +237,7 @@ public class Drain
     public async Task Process1OfAContainerEndsAsWell()
     {
         string[] inside = ["--pid", "--fork", "--mount-proc", "--kill-child"];
-        Assert.SkipUnless(OperatingSystem.IsLinux() && await CanAsync("unshare", [.. inside, "true"]), "needs Linux and the right to make a PID namespace (root)");
+        Skipped.Unless(OperatingSystem.IsLinux() && await CanAsync("unshare", [.. inside, "true"]), "root, to make a PID namespace on Linux");
         var (file, first) = Tool.Command;
         await using var container = Running.StartProcess("unshare", [.. inside, file, .. first, "serve", "--listen", "http://127.0.0.1:0"]);
         var address = (await container.ReadLineAsync())!["listening on ".Length..];

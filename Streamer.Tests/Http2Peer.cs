@@ -126,10 +126,7 @@ sealed class Http2Peer : IAsyncDisposable
     /// <summary>Writes frames in one write to the socket.</summary>
     public Task SendAsync(params Frame[] frames) => WriteAsync([.. frames.SelectMany(frame => frame.ToBytes())]);
 
-    /// <summary>
-    /// Writes bytes that need not be frames; several pieces with a pause between them, so long that the other side has
-    /// most likely read the first alone.
-    /// </summary>
+    /// <summary>Writes bytes that need not be frames; of several pieces each when the other side has read the one before.</summary>
     public async Task WriteAsync(params byte[][] pieces)
     {
         await writing.WaitAsync();
@@ -137,7 +134,8 @@ sealed class Http2Peer : IAsyncDisposable
         {
             foreach (var (i, piece) in pieces.Index())
             {
-                await Task.Delay(i == 0 ? 0 : 300);
+                if (i > 0)
+                    await Wait.UntilAsync(IsRead, () => "the other side does not read");
                 await stream.WriteAsync(piece).AsTask().WaitAsync(Tool.Patience);
             }
         }
@@ -145,6 +143,16 @@ sealed class Http2Peer : IAsyncDisposable
         {
             writing.Release();
         }
+    }
+
+    // Linux tells of each socket how much it still holds for its process; one that is closed holds nothing.
+    bool IsRead()
+    {
+        var (other, own) = (Hex(socket.RemoteEndPoint), Hex(socket.LocalEndPoint));
+        return !((string[])["/proc/net/tcp", "/proc/net/tcp6"]).SelectMany(File.ReadLines).Select(line => line.Split(' ', StringSplitOptions.RemoveEmptyEntries))
+            .Any(columns => columns[1].EndsWith(other) && columns[2].EndsWith(own) && !columns[4].EndsWith(":00000000"));
+
+        static string Hex(EndPoint? end) => $":{((IPEndPoint)end!).Port:X4}";
     }
 
     /// <summary>Sends a body as the other side's flow control lets it.</summary>

@@ -105,7 +105,7 @@ public class Streaming(SharedServer server) : IClassFixture<SharedServer>
         await client.WriteLineAsync("0");
         Assert.Equal("0", await client.ReadLineAsync());
         own.Process.Signal("STOP");
-        var (_, unfinished) = await FeedUntilStuckAsync(client, _ => Repeat("1\n"u8));
+        var (_, unfinished) = await FeedUntilStuckAsync(client, null, _ => Repeat("1\n"u8));
         AssertConstantMemory(client, own.Process);
         own.Process.Signal("CONT");
         await unfinished.WaitAsync(Tool.Patience);
@@ -118,7 +118,7 @@ public class Streaming(SharedServer server) : IClassFixture<SharedServer>
     {
         await using var own = await RunningServer.StartAsync();
         await using var client = Running.Start("max", "--address", own.Address);
-        var (chunks, unfinished) = await FeedUntilStuckAsync(client, NumbersOf);
+        var (chunks, unfinished) = await FeedUntilStuckAsync(client, own.Process, NumbersOf);
         AssertConstantMemory(client, own.Process);
         var output = client.EndAsync();
         await unfinished.WaitAsync(Tool.Patience);
@@ -129,16 +129,17 @@ public class Streaming(SharedServer server) : IClassFixture<SharedServer>
         static byte[] NumbersOf(int chunk) => Encoding.UTF8.GetBytes(Lines(Enumerable.Range(chunk * 8192, 8192)));
     }
 
-    // Writes until a write does not come to an end. A busy machine may take a slow client for a stuck one: then
-    // less is fed, and the test asks for less.
-    static async Task<(int Chunks, Task Unfinished)> FeedUntilStuckAsync(Running client, Func<int, byte[]> chunk)
+    // Writes until a write does not come to an end: there is more for the client to read, but it sleeps, and so does the server.
+    static async Task<(int Chunks, Task Unfinished)> FeedUntilStuckAsync(Running client, Running? server, Func<int, byte[]> chunk)
     {
+        Running[] both = server is null ? [client] : [client, server];
         for (var (chunks, fed) = (0, 0L); ; chunks++)
         {
             var bytes = chunk(chunks);
             var writing = client.Input.BaseStream.WriteAsync(bytes).AsTask();
-            if (await Task.WhenAny(writing, Task.Delay(TimeSpan.FromSeconds(2))) != writing)
-                return (chunks + 1, writing);
+            while (await Task.WhenAny(writing, Task.Delay(20)) != writing)
+                if (client.UnreadInput > 0 && await Running.AreAtRestAsync(both) && !writing.IsCompleted)
+                    return (chunks + 1, writing);
             await writing;
             fed += bytes.Length;
             Assert.True(fed < 64 << 20, "the client goes on reading although nobody takes what it has");
@@ -177,7 +178,7 @@ public class Streaming(SharedServer server) : IClassFixture<SharedServer>
         await idle.WriteLineAsync("Ada");
         Assert.Equal("Hello Ada!", await idle.ReadLineAsync());
         await using var busy = Running.Start("greet", "--address", own.Address);
-        var (_, unfinished) = await FeedUntilStuckAsync(busy, _ => Repeat("Ada\n"u8));
+        var (_, unfinished) = await FeedUntilStuckAsync(busy, own.Process, _ => Repeat("Ada\n"u8));
         idle.Signal("KILL");
         busy.Signal("KILL");
         await Assert.ThrowsAnyAsync<IOException>(() => unfinished.WaitAsync(Tool.Patience));

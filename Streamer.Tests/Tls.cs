@@ -219,6 +219,8 @@ sealed class Certificates : IDisposable
 {
     static readonly string[] localhost = ["localhost", "127.0.0.1", "::1"];
 
+    // One look at the clock for all of them: none may outlive what vouches for it, not even by a second.
+    readonly DateTimeOffset now = DateTimeOffset.UtcNow;
     readonly X509Certificate2 root, intermediate;
     int issued;
 
@@ -227,7 +229,7 @@ sealed class Certificates : IDisposable
         root = Authority("root", null);
         intermediate = Authority("intermediate", root);
         Root = Write("root.pem", root.ExportCertificatePem());
-        ServerWithKey = Sign("server", DateTimeOffset.UtcNow.AddDays(30), localhost);
+        ServerWithKey = Sign("server", now.AddDays(30), localhost);
         Server = Write("server", ServerWithKey);
     }
 
@@ -244,7 +246,7 @@ sealed class Certificates : IDisposable
     /// <summary>One more certificate from the intermediate.</summary>
     public (string Cert, string Key) Issue(string name, DateTimeOffset? until = null, params string[] hosts)
     {
-        using var certificate = Sign(name, until ?? DateTimeOffset.UtcNow.AddDays(30), hosts is [] ? localhost : hosts);
+        using var certificate = Sign(name, until ?? now.AddDays(30), hosts is [] ? localhost : hosts);
         return Write($"{name}{++issued}", certificate);
     }
 
@@ -270,7 +272,7 @@ sealed class Certificates : IDisposable
         var request = new CertificateRequest($"CN={name} of {Path.GetFileName(Folder)}", key, HashAlgorithmName.SHA256);
         request.CertificateExtensions.Add(new X509BasicConstraintsExtension(true, false, 0, true));
         request.CertificateExtensions.Add(new X509KeyUsageExtension(X509KeyUsageFlags.KeyCertSign, true));
-        var (from, until) = (DateTimeOffset.UtcNow.AddDays(-60), DateTimeOffset.UtcNow.AddDays(60));
+        var (from, until) = (now.AddDays(-60), now.AddDays(60));
         return issuer is null ? request.CreateSelfSigned(from, until) : request.Create(issuer, from, until, RandomNumberGenerator.GetBytes(8)).CopyWithPrivateKey(key);
     }
 
@@ -285,6 +287,6 @@ sealed class Certificates : IDisposable
             else
                 names.AddDnsName(host);
         request.CertificateExtensions.Add(names.Build());
-        return request.Create(intermediate, DateTimeOffset.UtcNow.AddDays(-30), until, RandomNumberGenerator.GetBytes(8)).CopyWithPrivateKey(key);
+        return request.Create(intermediate, now.AddDays(-30), until, RandomNumberGenerator.GetBytes(8)).CopyWithPrivateKey(key);
     }
 }

@@ -1,6 +1,8 @@
 using System.Diagnostics;
 using System.Globalization;
 using System.IO.Pipes;
+using System.Net;
+using System.Net.Sockets;
 using System.Reflection;
 using System.Runtime.InteropServices;
 using System.Text;
@@ -111,15 +113,7 @@ sealed class Running : IAsyncDisposable
     }
 
     /// <summary>Waits until the process has no more memory in use than that: what is garbage is collected once it is at rest.</summary>
-    public async Task MemoryFallsToAsync(long bytes)
-    {
-        using var patience = new CancellationTokenSource(Tool.Patience);
-        while (Memory > bytes)
-            if (patience.IsCancellationRequested)
-                Assert.Fail($"{Memory >> 20} MiB stay in use, where {bytes >> 20} were expected");
-            else
-                await Task.Delay(100);
-    }
+    public Task MemoryFallsToAsync(long bytes) => Wait.UntilAsync(() => Memory <= bytes, () => $"{Memory >> 20} MiB stay in use, where {bytes >> 20} were expected");
 
     /// <summary>The most memory that the process has had in use so far, in MiB.</summary>
     public int PeakMemory => int.Parse(
@@ -137,14 +131,43 @@ sealed class Running : IAsyncDisposable
     public async Task WriteChunkAsync(ReadOnlyMemory<byte> chunk)
     {
         await Input.BaseStream.WriteAsync(chunk);
-        while (ioctl(((PipeStream)Input.BaseStream).SafePipeHandle, FIONREAD, out var unread) == 0 && unread > 0 && !HasExited)
+        while (UnreadInput > 0 && !HasExited)
             await Task.Delay(1);
     }
+
+    /// <summary>How many bytes of its input the process has not read yet.</summary>
+    public int UnreadInput => ioctl(((PipeStream)Input.BaseStream).SafePipeHandle, FIONREAD, out var unread) == 0 ? unread : 0;
 
     const int FIONREAD = 0x541B;
 
     [DllImport("libc")]
     static extern int ioctl(SafeHandle file, nuint request, out int value);
+
+    /// <summary>
+    /// Whether some processes have nothing to do until time or somebody else gives them something: all their threads sleep, and
+    /// none has run between two looks. A busy machine keeps them from running, but not from being ready to.
+    /// </summary>
+    public static async Task<bool> AreAtRestAsync(params Running[] processes)
+    {
+        var before = Look();
+        await Task.Delay(20);
+        return before is not null && before == Look();
+
+        string? Look()
+        {
+            try
+            {
+                var threads = processes.SelectMany(process => Directory.GetDirectories($"/proc/{process.Id}/task")).ToDictionary(thread => thread, thread => File.ReadAllLines($"{thread}/status"));
+                return !threads.Values.All(status => status.Contains("State:\tS (sleeping)")) ? null
+                    : string.Concat(threads.Select(thread => $"{thread.Key} {string.Concat(thread.Value.Where(line => line.Contains("_ctxt_switches:")))}\n"));
+            }
+            catch (IOException)
+            {
+                // A thread has ended meanwhile.
+                return null;
+            }
+        }
+    }
 
     /// <summary>The next line of stdout; null at its end.</summary>
     public Task<string?> ReadLineAsync() => Output.ReadLineAsync().WaitAsync(Tool.Patience);
@@ -231,6 +254,62 @@ public sealed class SharedServer : IAsyncLifetime
     public async ValueTask InitializeAsync() => server = await RunningServer.StartAsync();
 
     public ValueTask DisposeAsync() => server.DisposeAsync();
+}
+
+/// <summary>A test waits for what must have happened: never for a time, and never without end.</summary>
+static class Wait
+{
+    /// <summary>Waits until something is so.</summary>
+    public static Task UntilAsync(Func<bool> isSo, Func<string> otherwise) => UntilAsync(() => Task.FromResult(isSo()), otherwise);
+
+    /// <inheritdoc cref="UntilAsync(Func{bool}, Func{string})"/>
+    public static async Task UntilAsync(Func<Task<bool>> isSo, Func<string> otherwise)
+    {
+        for (var clock = Stopwatch.StartNew(); !await isSo(); await Task.Delay(50))
+            Assert.True(clock.Elapsed < Tool.Patience, otherwise());
+    }
+
+    /// <summary>
+    /// Tries with more and more seconds until they were enough. Where a deadline is to pass after something has happened,
+    /// nobody knows for how long a busy machine may put that off.
+    /// </summary>
+    /// <param name="enough">Tries, and tells whether what was to come first did.</param>
+    public static async Task ForEnoughAsync(Func<int, Task<bool>> enough)
+    {
+        var seconds = 1;
+        while (!await IsSoAsync(() => enough(seconds)))
+            Assert.True((seconds *= 2) < Tool.Patience.TotalSeconds, $"{seconds / 2} s were not enough");
+    }
+
+    /// <summary>Tries again and again what the tool gives a moment only, until a busy machine was quick enough.</summary>
+    public static Task UntilInTimeAsync(Func<Task<bool>> tries, string otherwise) => UntilAsync(() => IsSoAsync(tries), () => otherwise);
+
+    static async Task<bool> IsSoAsync(Func<Task<bool>> tries)
+    {
+        try
+        {
+            return await tries();
+        }
+        catch (IOException)
+        {
+            // The other side was gone already.
+            return false;
+        }
+    }
+}
+
+/// <summary>A port at which nobody listens. The system gives it to nobody, and only who asks for it by its number may listen there.</summary>
+sealed class FreePort : IDisposable
+{
+    readonly Socket socket = new(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp);
+
+    public FreePort() => socket.Bind(new IPEndPoint(IPAddress.Loopback, 0));
+
+    public int Number => ((IPEndPoint)socket.LocalEndPoint!).Port;
+
+    public string Address => $"http://127.0.0.1:{Number}";
+
+    public void Dispose() => socket.Dispose();
 }
 
 /// <summary>A folder that is gone after the test.</summary>

@@ -424,27 +424,31 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
     }
 
     [Fact]
-    public async Task AnswersBeforeTheDeadlineAreSent()
+    public Task AnswersBeforeTheDeadlineAreSent() => Wait.ForEnoughAsync(async deadline =>
     {
         await using var peer = await Http2Peer.ConnectAsync(server.Port);
-        var id = await peer.RequestAsync(Grpc.FindMaximum, [("grpc-timeout", "2S")]);
+        var id = await peer.RequestAsync(Grpc.FindMaximum, [("grpc-timeout", $"{deadline}S")]);
         await peer.SendAsync(Frame.Data(id, Grpc.Numbers(1, 2, 3)));
-        AssertNumbers([1, 2, 3], Status.DeadlineExceeded, await peer.ReadResponseAsync(id));
-    }
+        var response = await peer.ReadResponseAsync(id);
+        AssertNumbers(response.Messages is [] ? [] : [1, 2, 3], Status.DeadlineExceeded, response);
+        return response.Messages is not [];
+    });
 
     [Theory]
     [InlineData(1)]
     [InlineData(400_000)]
-    public async Task ADeadlineResetsTheStreamOfAPeerThatDoesNotRead(int count)
+    public Task ADeadlineResetsTheStreamOfAPeerThatDoesNotRead(int count) => Wait.ForEnoughAsync(async deadline =>
     {
         await using var peer = await Http2Peer.ConnectAsync(server.Port, window: 0);
-        var id = await peer.RequestAsync(Grpc.FindMaximum, [("grpc-timeout", "1S")]);
+        var id = await peer.RequestAsync(Grpc.FindMaximum, [("grpc-timeout", $"{deadline}S")]);
         var sending = peer.SendDataAsync(id, Grpc.Numbers([.. Enumerable.Range(1, count).Select(i => (long)i)]));
         var response = await peer.ReadResponseAsync(id);
-        Assert.True(response.Reset is not null, response.ToString());
+        // Where there was no answer yet, only a status goes out, which no window holds up.
+        Assert.True(response.Reset is not null || response.Status == Status.DeadlineExceeded, response.ToString());
         await peer.SendAsync(Frame.Settings((4, int.MaxValue)));
         await WorksAsync(peer);
-    }
+        return response.Reset is not null;
+    });
 
     [Theory]
     [InlineData("")]
@@ -628,13 +632,15 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
     }
 
     [Fact]
-    public async Task HealthWatchEndsAtItsDeadline()
+    public Task HealthWatchEndsAtItsDeadline() => Wait.ForEnoughAsync(async deadline =>
     {
         await using var peer = await Http2Peer.ConnectAsync(server.Port);
-        var id = await peer.RequestAsync(HealthWatch, [("grpc-timeout", "1S")]);
+        var id = await peer.RequestAsync(HealthWatch, [("grpc-timeout", $"{deadline}S")]);
         await peer.SendAsync(Frame.Data(id, Grpc.Message([]), end: true));
-        AssertNumbers([Serving], Status.DeadlineExceeded, await peer.ReadResponseAsync(id));
-    }
+        var response = await peer.ReadResponseAsync(id);
+        AssertNumbers(response.Messages is [] ? [] : [Serving], Status.DeadlineExceeded, response);
+        return response.Messages is not [];
+    });
 
     [Fact]
     public async Task AResetReleasesAHealthWatch()
