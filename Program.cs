@@ -585,14 +585,14 @@ static class Wire
             new((message, context) => context.Complete(message.ToByteArray()), context => parser.ParseFrom(context.PayloadAsReadOnlySequence()));
     }
 
-    /// <summary>Finds the message at the start of some bytes, and gives its size with its prefix; 0 where it is not whole, not plain, or large.</summary>
+    /// <summary>Finds the message at the start of some bytes, and gives its size with its prefix; 0 where it is not whole or not plain.</summary>
     public static int Take(ReadOnlySpan<byte> bytes, out ReadOnlySpan<byte> message)
     {
         message = default;
         if (bytes.Length < PrefixSize || bytes[0] != 0)
             return 0;
         var size = BinaryPrimitives.ReadUInt32BigEndian(bytes[1..]);
-        if (size > Math.Min(bytes.Length - PrefixSize, FullBatch))
+        if (size > bytes.Length - PrefixSize)
             return 0;
         message = bytes.Slice(PrefixSize, (int)size);
         return PrefixSize + (int)size;
