@@ -1444,7 +1444,8 @@ sealed class Server : IConnectionListenerFactory, IAsyncDisposable
         var rest = requests.CopyToAsync(Stream.Null);
         if (!rest.IsCompleted)
         {
-            await http.Response.CompleteAsync();
+            // Not awaited: a peer that does not read would hold this up.
+            _ = http.Response.CompleteAsync();
             await Task.WhenAny(rest, Task.Delay(Grace));
             requests.CancelPendingRead();
         }
