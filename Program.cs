@@ -1848,7 +1848,7 @@ sealed class Client(CallSettings settings, Trace trace)
         if (isSignalled)
             return await signalled.Task;
         // Where an answer was only a refusal, the stream never was.
-        var counts = gate is { HasReceived: true, SpeaksHttp1: false } && (response is null || One(response.Headers, "grpc-status") is null) ? $" ({Trace.Counts})" : "";
+        var counts = gate is { HasReceived: true, SpeaksHttp1: false } && (response is null || ContentType(response).IsGrpc && One(response.Headers, "grpc-status") is null) ? $" ({Trace.Counts})" : "";
         var (_, message) = await call;
         return status != StatusCode.OK ? throw new Problem(64 + (int)status!, $"{NameOf(status.Value)}: {message}{counts}") : badInput is null ? 0 : throw badInput;
     }
@@ -1878,14 +1878,12 @@ sealed class Client(CallSettings settings, Trace trace)
             if (ContentType(handler.Response!) is { IsGrpc: false })
                 await call.ResponseStream.MoveNext();
             answers = new(await handler.Responses, call.ResponseStream, Stdio.FlushAsync, stop.Token);
-            var isForeign = false;
-            while (await answers.MoveNext(CancellationToken.None))
-                Trace.Came(answers.Current, print);
+            for (var isForeign = false; await answers.MoveNext(CancellationToken.None); isForeign |= answers.Current.IsForeign)
+            {
                 if (answers.Current.IsForeign && !isForeign)
-                {
-                    isForeign = true;
                     Stdio.Tell($"streamer: answers of {settings.Method.Service}/{settings.Method.Name} are of another type, and are not printed");
-                }
+                Trace.Came(answers.Current, print);
+            }
             return (StatusCode.OK, "");
         }
         catch (Exception e) when (e is OperationCanceledException || e is RpcException { StatusCode: StatusCode.DeadlineExceeded } && handler.Response is null)

@@ -42,9 +42,9 @@ public sealed class PlainGrpc : IAsyncLifetime, IAsyncDisposable
         try
         {
             if (path == Grpc.FindMaximum)
-                await PrintAsync(new CalculatorService.CalculatorServiceClient(channel).FindMaximum(), answer => $"{answer.Maximum}");
+                await PrintAsync(new CalculatorService.CalculatorServiceClient(channel).FindMaximum(), answer => answer.Maximum == 0 ? null : $"{answer.Maximum}", "0");
             else
-                await PrintAsync(new GreetService.GreetServiceClient(channel).GreetEveryone(), answer => answer.Result);
+                await PrintAsync(new GreetService.GreetServiceClient(channel).GreetEveryone(), answer => answer.Result == "" ? null : answer.Result, "");
             return (Status.Ok, $"{output}");
         }
         catch (RpcException e)
@@ -53,13 +53,17 @@ public sealed class PlainGrpc : IAsyncLifetime, IAsyncDisposable
             return (e.Status.DebugException is InvalidProtocolBufferException or InvalidDataException ? Status.Internal : (Status)e.StatusCode, $"{output}");
         }
 
-        async Task PrintAsync<TRequest, TResponse>(AsyncDuplexStreamingCall<TRequest, TResponse> call, Func<TResponse, string> print)
+        // With unknown fields and no known one, an answer was meant as a message of another type: Streamer prints none of these.
+        async Task PrintAsync<TRequest, TResponse>(AsyncDuplexStreamingCall<TRequest, TResponse> call, Func<TResponse, string?> print, string empty) where TResponse : IMessage
         {
             using (call)
             {
                 await call.RequestStream.CompleteAsync();
                 await foreach (var answer in call.ResponseStream.ReadAllAsync())
-                    output.WriteLine(print(answer));
+                    if (print(answer) is { } text)
+                        output.WriteLine(text);
+                    else if (answer.CalculateSize() == 0)
+                        output.WriteLine(empty);
             }
         }
     }

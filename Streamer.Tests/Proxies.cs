@@ -154,7 +154,7 @@ public class Proxies
             await client.FeedAsync("Bea\n"u8.ToArray());
             return await client.EndAsync();
         }));
-        Assert.Equal(2, results.Count(result => result == new Result(78, "", "streamer: UNAVAILABLE: server is shutting down\n")));
+        Assert.Equal(2, results.Count(result => result is { ExitCode: 78, Output: "" } && Regex.IsMatch(result.Error, $@"\Astreamer: UNAVAILABLE: server is shutting down{Verbose.Counts}\n\z")));
         Assert.Equal(4, results.Count(result => result == new Result(0, "Hello Bea!\n", "")));
     }
 
