@@ -1866,7 +1866,7 @@ sealed class Client(CallSettings settings, Trace trace)
     {
         var handler = new PipeHandler(new Connector(this), count => gate?.Took(count));
         // Not disposed of, which would close the connection before a reset has left. The process ends with its call.
-        var call = GrpcChannel.ForAddress(endpoint.Dialled, new() { HttpHandler = handler }).CreateCallInvoker().AsyncDuplexStreamingCall(
+        var call = GrpcChannel.ForAddress(endpoint.Dialled, new() { HttpClient = new(handler) { Timeout = Timeout.InfiniteTimeSpan } }).CreateCallInvoker().AsyncDuplexStreamingCall(
             Wire.Method(settings.Method.Service, settings.Method.Name, TRequest.Parser, TResponse.Parser), null, new(settings.Metadata, DateTime.UtcNow + settings.Deadline));
         BatchReader<TResponse>? answers = null;
         try
