@@ -1865,7 +1865,8 @@ sealed class Client(CallSettings settings, Trace trace)
         where TRequest : IWire<TRequest>, allows ref struct where TResponse : IWire<TResponse>, allows ref struct
     {
         var handler = new PipeHandler(new Connector(this), count => gate?.Took(count));
-        // Not disposed of, which would close the connection before a reset has left. The process ends with its call.
+        // Given a client, the channel has no balancer to load. Not disposed of, which would close the connection before a reset
+        // has left: the process ends with its call.
         var call = GrpcChannel.ForAddress(endpoint.Dialled, new() { HttpClient = new(handler) { Timeout = Timeout.InfiniteTimeSpan } }).CreateCallInvoker().AsyncDuplexStreamingCall(
             Wire.Method(settings.Method.Service, settings.Method.Name, TRequest.Parser, TResponse.Parser), null, new(settings.Metadata, DateTime.UtcNow + settings.Deadline));
         BatchReader<TResponse>? answers = null;
