@@ -69,7 +69,7 @@ static class Program
         {
             // Signals are ours: System.CommandLine would end the process two seconds after one.
             var exitCode = await parsed.InvokeAsync(new() { Output = output, ProcessTerminationTimeout = null, EnableDefaultExceptionHandler = false });
-            // A command that a signal has ended may be writing still, and has nothing in here.
+            // Only help, the version and suggestions are in here; what a signal has ended may be writing to stdout still.
             if (output.ToString() is { Length: > 0 } text)
             {
                 Stdio.Output.Write(Encoding.UTF8.GetBytes(text));
@@ -97,7 +97,7 @@ static class Program
             return $"{stray} goes behind the command, as in: streamer {owner.Name} {stray} ...";
         if (command.Name is "max" or "greet" && stray is [not ('-' or '['), ..] or ['-', >= '0' and <= '9', ..])
             return $"{command.Name} takes its input from stdin, not \"{stray}\" from the command line, as in: {Example(command)}";
-        return $"{fault ?? $"Unrecognized command or argument '{stray}'."}{Suggestion()} (see {(command == root ? "" : "streamer ")}{command.Name} --help)";
+        return $"{fault ?? $"Unrecognized command or argument '{stray}'."}{Suggestion()} (see streamer{(command == root ? "" : $" {command.Name}")} --help)";
 
         string Suggestion()
         {
@@ -119,7 +119,7 @@ static class Program
         var cert = Option<string>("--cert", "FILE", "PEM file with the certificate and its chain; a new one there is used for new connections");
         var key = Option<string>("--key", "FILE", "PEM file with the certificate's private key");
         var clientCa = Option<string>("--client-ca", "FILE", "PEM file with roots that must vouch for clients");
-        var drain = Option<string>("--drain", "TIME", "how long running streams may go on after SIGINT or SIGTERM; a second signal ends at once [default: 30]");
+        var drain = Option<string>("--drain", "TIME", "how long running streams may go on after a signal; a second one ends at once [default: 30]");
         var verbose = Verbose("tell of each stream on stderr");
         var command = new Command("serve", "Serve both RPCs, health checking and reflection over gRPC.") { listen, cert, key, clientCa, drain, verbose };
         listen.CompletionSources.Add(Endpoint.Default);
@@ -222,7 +222,7 @@ static class Program
             ? (service, method) : throw new Problem(2, $"--method takes SERVICE/METHOD, not \"{text}\"");
 
     // Headers that tell how a call or a connection works (RFC 9113, section 8.2.2), and those that gRPC sets.
-    static readonly string[] OfTheConnection =
+    static readonly string[] reserved =
     [
         "te", "content-type", "user-agent", "host", "connection", "proxy-connection", "keep-alive", "transfer-encoding", "content-length", "upgrade", "expect", "trailer",
     ];
@@ -237,7 +237,7 @@ static class Program
             var (name, value) = header.Split(':', 2) is [var before, var after] ? (before.Trim().ToLowerInvariant(), after.Trim()) : ("", "");
             if (name.Length == 0 || !name.All(c => char.IsAsciiLetterLower(c) || char.IsAsciiDigit(c) || c is '-' or '_' or '.'))
                 throw new Problem(2, $"-H takes 'name: value', and a name of letters, digits, '-', '_' and '.', not '{header}'");
-            if (name.StartsWith("grpc-", StringComparison.Ordinal) || OfTheConnection.Contains(name))
+            if (name.StartsWith("grpc-", StringComparison.Ordinal) || reserved.Contains(name))
                 throw new Problem(2, $"-H cannot set {name}: it is gRPC's or HTTP's own");
             if (!value.All(c => c is >= ' ' and <= '~'))
                 throw new Problem(2, $"-H {name}: a value is printable ASCII; other bytes go in base64 under a name that ends in -bin");
@@ -466,7 +466,7 @@ interface IWire<T> where T : IWire<T>, allows ref struct
     /// <summary>Reads the message at the start of some bytes, and gives its size with its prefix; 0 where it is not whole or has another form.</summary>
     static abstract int Take(ReadOnlySpan<byte> bytes, out T view);
 
-    /// <summary>What a reader is shown.</summary>
+    /// <summary>What -v shows.</summary>
     string Text { get; }
 }
 
@@ -1122,6 +1122,7 @@ sealed class PipeHandler(HttpMessageHandler inner, Action<int> took) : Delegatin
         body?.Dispose();
     }
 
+    // Not the library's token: at a deadline it would drop answers that have arrived. Close ends the call.
     protected override async Task<HttpResponseMessage> SendAsync(HttpRequestMessage request, CancellationToken cancel)
     {
         var content = request.Content!;
@@ -1210,13 +1211,14 @@ sealed class Server : IConnectionListenerFactory, IAsyncDisposable
 
     static readonly Status ShuttingDown = new(StatusCode.Unavailable, "server is shutting down");
 
+    // The steps of a drain: nothing new comes in; running streams end; connections are cut.
     readonly CancellationTokenSource draining = new(), expired = new(), abort = new();
     readonly List<Socket> sockets = [];
     WebApplication app = null!;
     int running, streams;
     bool verbose;
 
-    // A connection may hold memory up to its window. Half of that, and of the descriptors, is for all else.
+    // A connection may hold memory up to its window. Half of the memory, and of the descriptors, is for all else.
     readonly SemaphoreSlim room = new((int)Math.Clamp(Math.Min(MaxDescriptors(), GC.GetGCMemoryInfo().TotalAvailableMemoryBytes / ConnectionWindow) / 2, 1, 10_000));
 
     /// <summary>Where this server listens, with real ports.</summary>
@@ -1377,7 +1379,7 @@ sealed class Server : IConnectionListenerFactory, IAsyncDisposable
         // Routes care neither about case nor about a slash at the end.
         if (context.Method != method.FullName)
             throw new RpcException(new(StatusCode.Unimplemented, "Method is unimplemented."));
-        // A timeout that is malformed, or 0, is none to grpc-dotnet.
+        // A timeout that is malformed, or 0, is none to grpc-dotnet; one of more than eight digits it takes.
         if (http.Request.Headers["grpc-timeout"] is [{ } timeout, ..] && (context.Deadline == DateTime.MaxValue || timeout.Length > 9))
             throw new RpcException(timeout is [.. { Length: > 0 and <= 8 } value, 'H' or 'M' or 'S' or 'm' or 'u' or 'n'] && value.All(char.IsAsciiDigit)
                 ? new(StatusCode.DeadlineExceeded, "Deadline Exceeded") : new(StatusCode.Internal, $"malformed grpc-timeout: {timeout}"));
@@ -1408,9 +1410,9 @@ sealed class Server : IConnectionListenerFactory, IAsyncDisposable
         }
 
         // Otherwise grpc-dotnet has UNKNOWN for them. An IOException as such tells of a length of 2 GiB or more.
-        static Status? StatusOf(Exception e) => e switch
+        Status? StatusOf(Exception e) => e switch
         {
-            OperationCanceledException => ShuttingDown,
+            OperationCanceledException when expired.IsCancellationRequested => ShuttingDown,
             InvalidProtocolBufferException or InvalidDataException => new(StatusCode.Internal, $"a message is malformed: {e.Message}"),
             IOException when e.GetType() == typeof(IOException) => new(StatusCode.ResourceExhausted, e.Message),
             _ => null,
@@ -1528,7 +1530,7 @@ sealed class Server : IConnectionListenerFactory, IAsyncDisposable
             sockets.Add(socket);
             if (socket.LocalEndPoint is IPEndPoint real)
             {
-                // Where no ping can leave any more.
+                // For a peer to whom no ping can be sent, as data before it waits to be acknowledged.
                 Tcp.GiveUpAfter(socket, PingDelay + PingTimeout + PingTimeout / 2);
                 endpoint = new(new($"{endpoint.Url.Scheme}://{real}"), null);
             }
@@ -1536,7 +1538,7 @@ sealed class Server : IConnectionListenerFactory, IAsyncDisposable
         }
         catch (SocketException e)
         {
-            throw new Problem(1, $"cannot listen at {endpoint}: {endpoint.PathFault ?? (e.SocketErrorCode == SocketError.AddressAlreadyInUse ? "the address is in use" : e.Message)}");
+            throw new Problem(1, $"cannot listen at {endpoint}: {(e.SocketErrorCode == SocketError.AccessDenied ? e.Message : endpoint.PathFault ?? (e.SocketErrorCode == SocketError.AddressAlreadyInUse ? "the address is in use" : e.Message))}");
         }
     }
 
@@ -1796,8 +1798,8 @@ sealed record CallSettings(Endpoint Endpoint, (string Service, string Name) Meth
 /// <summary>One call: stdin's messages go out while the answers come in and go to stdout.</summary>
 sealed class Client(CallSettings settings, Trace trace)
 {
-    // Found by TCP, not by HTTP/2 pings: gRPC servers cut a client off that pings an idle stream more often than
-    // every five minutes (grpc/doc/keepalive.md), and a vanished peer is to be found within one.
+    // A peer that vanished is to be found within a minute, so by TCP: gRPC servers cut a client off that pings an idle stream more
+    // often than every five (grpc/doc/keepalive.md). The rare pings find one that hangs and whose system still acknowledges.
     const int KeepAliveSeconds = 20, KeepAliveInterval = 5, KeepAliveProbes = 4;
     static readonly TimeSpan PingDelay = TimeSpan.FromMinutes(6), PingTimeout = TimeSpan.FromSeconds(20);
 
@@ -1876,18 +1878,19 @@ sealed class Client(CallSettings settings, Trace trace)
                 _ = HintAsync(call.ResponseHeadersAsync);
             _ = SendAsync(handler, call.RequestStream, read);
             await call.ResponseHeadersAsync.WaitAsync(stop.Token);
+            // What is not gRPC is for the library to refuse: it throws here.
             if (ContentType(handler.Response!) is { IsGrpc: false })
                 await call.ResponseStream.MoveNext();
             answers = new(await handler.Responses, call.ResponseStream, Stdio.FlushAsync, stop.Token);
-            for (var isForeign = false; await answers.MoveNext(CancellationToken.None); isForeign |= answers.Current.IsForeign)
+            for (var hasTold = false; await answers.MoveNext(CancellationToken.None); hasTold |= answers.Current.IsForeign)
             {
-                if (answers.Current.IsForeign && !isForeign)
+                if (answers.Current.IsForeign && !hasTold)
                     Stdio.Tell($"streamer: answers of {settings.Method.Service}/{settings.Method.Name} are of another type, and are not printed");
                 Trace.Came(answers.Current, print);
             }
             return (StatusCode.OK, "");
         }
-        catch (Exception e) when (e is OperationCanceledException || e is RpcException { StatusCode: StatusCode.DeadlineExceeded } && handler.Response is null)
+        catch (Exception e) when (e is OperationCanceledException or RpcException { Status.DebugException: OperationCanceledException } || e is RpcException { StatusCode: StatusCode.DeadlineExceeded } && handler.Response is null)
         {
             // What has arrived is printed, however slow stdout is.
             while (answers?.TryMoveNext() == true)
@@ -1961,7 +1964,7 @@ sealed class Client(CallSettings settings, Trace trace)
     {
         protected override async Task<HttpResponseMessage> SendAsync(HttpRequestMessage request, CancellationToken cancel)
         {
-            // What HTTP has for the content is lost between the library and .NET.
+            // To .NET a name such as content-language or expires is the content's, and is lost on the way from the library.
             foreach (var entry in client.settings.Metadata.Where(entry => !request.Headers.NonValidated.Contains(entry.Key)))
                 request.Content!.Headers.TryAddWithoutValidation(entry.Key, entry.Value);
             for (var backoff = FirstBackoff; ; backoff = backoff * 2 < LastBackoff ? backoff * 2 : LastBackoff)
@@ -2114,6 +2117,7 @@ sealed class Client(CallSettings settings, Trace trace)
         _ when gate is { HasReceived: false } && (isAskedForCertificate || settings.Certificate is not null) => (StatusCode.Unauthenticated, $"{endpoint} wants a client certificate (--cert, --key) that it trusts"),
         _ when Inner<SocketException>(e) is { } socket && gate is null => (StatusCode.Unavailable, socket.SocketErrorCode switch
         {
+            SocketError.AccessDenied => $"cannot connect to {endpoint}: {socket.Message}",
             _ when endpoint.PathFault is { } fault => $"nothing listens at {endpoint}: {fault}",
             _ when endpoint.UnixPath is { } path && !Path.Exists(path) => $"nothing listens at {endpoint}: there is no such file",
             SocketError.ConnectionRefused => $"nothing listens at {endpoint}",
@@ -2300,7 +2304,7 @@ sealed class FrameGate(Stream connection) : TransportStream
     // What has been looked at and may pass, from start to end, and how many bytes behind it may pass as they come.
     readonly byte[] frame = new byte[HeaderSize + LargestPayload];
     int start, end;
-    long open, passed, taken;
+    long open, coming, passed, taken;
 
     /// <summary>Whether the peer has ended the stream.</summary>
     public bool HasEnded { get; private set; }
@@ -2363,6 +2367,8 @@ sealed class FrameGate(Stream connection) : TransportStream
     // Looks at the next frame, and waits with one that may end the stream or the connection.
     async ValueTask LookAsync(CancellationToken cancel)
     {
+        // The handler gives the call whole frames only: one that the connection's end cuts off never gets there.
+        (passed, coming) = (passed + coming, 0);
         (start, end) = (0, await received.ReadAtLeastAsync(frame.AsMemory(0, HeaderSize), HeaderSize, throwOnEndOfStream: false, cancel));
         if (end == 0)
             throw new EndOfStreamException();
@@ -2377,7 +2383,7 @@ sealed class FrameGate(Stream connection) : TransportStream
             if ((flags & Padded) != 0)
                 end += await received.ReadAtLeastAsync(frame.AsMemory(end, 1), 1, throwOnEndOfStream: false, cancel);
             open = size - (end - HeaderSize);
-            passed += open - (end > HeaderSize ? frame[HeaderSize] : 0);
+            coming = open - (end > HeaderSize ? frame[HeaderSize] : 0);
         }
         else
         {

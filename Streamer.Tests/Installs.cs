@@ -18,7 +18,7 @@ public class Installs
     [Theory, MemberData(nameof(Machines))]
     public async Task OnlyWhereItRunsIsThePackageForLinuxX64Chosen(string machine, bool isForLinuxX64)
     {
-        Assert.SkipUnless(Directory.Exists(Path.Combine(root, "bin", "packages")), "needs `dotnet pack`");
+        Skipped.Unless(Directory.Exists(Path.Combine(root, "bin", "packages")), "`dotnet pack`, whose packages they install");
         using var folder = new TempFolder();
         await using var install = Running.StartProcess("dotnet", ["tool", "install", "--tool-path", folder["tools"], "--configfile", Path.Combine(root, "nuget.config"), "Streamer"],
             ("DOTNET_RUNTIME_ID", machine), ("DOTNET_CLI_TELEMETRY_OPTOUT", "1"), ("DOTNET_NOLOGO", "1"));

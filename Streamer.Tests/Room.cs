@@ -13,7 +13,7 @@ public class Room
     [Fact]
     public async Task DescriptorsAreNeverUsedUp()
     {
-        Assert.SkipUnless(OperatingSystem.IsLinux(), "needs Linux");
+        Skipped.Unless(OperatingSystem.IsLinux(), "Linux");
         int limit;
         await using (var usual = await RunningServer.StartAsync())
         {

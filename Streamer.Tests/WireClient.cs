@@ -319,6 +319,23 @@ public class WireClient
         }
     }
 
+    [Theory]
+    [InlineData(9)]
+    [InlineData(10)]
+    [InlineData(30)]
+    [InlineData(60)]
+    public async Task AConnectionThatEndsInsideAFrameIsUnavailable(int length)
+    {
+        var result = await ServeAsync("1 2 3\n", async (peer, stream) =>
+        {
+            await peer.SendAsync(Frame.Headers(stream, ResponseHeaders()), Frame.Data(stream, Grpc.Numbers(1, 2)));
+            await peer.WriteAsync(Frame.Data(stream, Grpc.Numbers([.. Enumerable.Range(3, 20).Select(n => (long)n)])).ToBytes()[..length]);
+            await peer.DisposeAsync();
+        });
+        AssertEnd(Status.Unavailable, "1\n2\n", result);
+        Assert.Contains("lost", result.Error);
+    }
+
     [Fact]
     public async Task ARefusedConnectionIsUnavailable()
     {
@@ -621,6 +638,19 @@ public class WireClient
         {
             var (stream, _) = await peer.ReadRequestAsync();
             await peer.SendAsync(Frame.Headers(stream, ResponseHeaders()), Frame.Data(stream, Grpc.Numbers(1, 2, 3)));
+        });
+        var result = await Tool.RunAsync("1 2 3\n", "max", "--address", server.Address, "--deadline", $"{deadline}");
+        AssertEnd(Status.DeadlineExceeded, result.Output == "" ? "" : "1\n2\n3\n", result);
+        return result.Output != "";
+    });
+
+    [Fact]
+    public Task TheDeadlineMayPassInsideAMessage() => Wait.ForEnoughAsync(async deadline =>
+    {
+        await using var server = new FakeServer(async peer =>
+        {
+            var (stream, _) = await peer.ReadRequestAsync();
+            await peer.SendAsync(Frame.Headers(stream, ResponseHeaders()), Frame.Data(stream, [.. Grpc.Numbers(1, 2, 3), .. Grpc.Numbers(4)[..^1]]));
         });
         var result = await Tool.RunAsync("1 2 3\n", "max", "--address", server.Address, "--deadline", $"{deadline}");
         AssertEnd(Status.DeadlineExceeded, result.Output == "" ? "" : "1\n2\n3\n", result);
