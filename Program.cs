@@ -1887,6 +1887,9 @@ sealed class Client(CallSettings settings, Trace trace)
                 if (answers.Current.IsForeign && !hasTold)
                     Stdio.Tell($"streamer: answers of {settings.Method.Service}/{settings.Method.Name} are of another type, and are not printed");
                 Trace.Came(answers.Current, print);
+                // Answers may come faster than a wait for them does.
+                if (Stdio.Output.WrittenCount >= Wire.FullBatch)
+                    await Stdio.FlushAsync();
             }
             return (StatusCode.OK, "");
         }

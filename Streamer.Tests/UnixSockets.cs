@@ -34,6 +34,19 @@ public sealed class UnixSockets : IDisposable
     }
 
     [Fact]
+    public async Task AnotherUsersSocketIsNoMissingOne()
+    {
+        Skipped.Unless(Environment.UserName == "root", "root, to call as another user");
+        await using var server = await RunningServer.StartAsync(1, "--listen", Address);
+        if (!OperatingSystem.IsWindows())
+            File.SetUnixFileMode(folder, (UnixFileMode)0b111_101_101);
+        var (file, first) = Tool.Command;
+        await using var client = Running.StartProcess("setpriv", ["--reuid=65534", "--regid=65534", "--clear-groups", file, .. first, "max", "--address", Address]);
+        client.Input.Close();
+        Assert.Equal(new(78, "", $"streamer: UNAVAILABLE: cannot connect to {Address}: Permission denied\n"), await client.EndAsync());
+    }
+
+    [Fact]
     public async Task ServesBesideAPortAndUnderARelativePath()
     {
         var relative = Path.GetRelativePath(Environment.CurrentDirectory, SocketPath);
