@@ -130,26 +130,11 @@ public class Addresses(SharedServer server) : IClassFixture<SharedServer>
         await client.WriteLineAsync("1");
         Assert.Equal("1", await client.ReadLineAsync());
         own.Process.Signal("TERM");
-        while (Listens(own.Port))
-            await Task.Delay(20, TestContext.Current.CancellationToken);
+        await Wait.UntilAsync(async () => !await Site.ConnectsAsync(own.Port), () => "the drain does not begin");
         own.Process.Signal("TERM");
         var end = await client.EndAsync();
         Assert.Equal((78, ""), (end.ExitCode, end.Output));
         // Which of the two depends on whether the drain had come to telling its connections.
         Assert.Matches($"^streamer: UNAVAILABLE: ({own.Address} shut down before the stream had ended|the connection to {own.Address} was lost)", end.Error);
-    }
-
-    static bool Listens(int port)
-    {
-        using var socket = new Socket(SocketType.Stream, ProtocolType.Tcp);
-        try
-        {
-            socket.Connect(IPAddress.Loopback, port);
-            return true;
-        }
-        catch (SocketException)
-        {
-            return false;
-        }
     }
 }

@@ -248,7 +248,7 @@ sealed class Site : IAsyncDisposable
         return site;
     }
 
-    static async Task<bool> ConnectsAsync(int port)
+    internal static async Task<bool> ConnectsAsync(int port)
     {
         using var socket = new Socket(SocketType.Stream, ProtocolType.Tcp);
         try
