@@ -41,13 +41,15 @@ static class Program
         _ => "echo 1 5 3 6 2 20 | streamer max",
     };
 
+    // The RPC of max and of ping, under its two names.
+    static readonly string[] findMaximum = ["streaming.CalculatorService/FindMaximum", "calculator.CalculatorService/FindMaximum"];
+
     static async Task<int> Main(string[] args)
     {
         var root = new RootCommand("gRPC bidirectional streaming from the command line.")
         {
             ServeCommand(),
-            ClientCommand("max", "Stream integers from stdin, print each new maximum that the server answers.",
-                ["streaming.CalculatorService/FindMaximum", "calculator.CalculatorService/FindMaximum"],
+            ClientCommand("max", "Stream integers from stdin, print each new maximum that the server answers.", findMaximum,
                 (client, _) => client.RunAsync<FindMaximumRequest, FindMaximumResponse>(new NumberReader().ReadAsync, Lines.Print)),
             ClientCommand("greet", "Stream names from stdin, one a line, print each greeting that comes back.",
                 ["streaming.GreetService/GreetEveryone", "greet.GreetService/GreetEveryone"],
@@ -137,11 +139,11 @@ static class Program
     {
         var every = Option<string>("--every", "TIME", "from one number to the next [default: 1]");
         var count = Option<string>("--count", "N", "how many numbers to send [default: no end]");
-        return ClientCommand("ping", "Keep a stream open and time its answers.", ["streaming.CalculatorService/FindMaximum", "calculator.CalculatorService/FindMaximum"],
+        return ClientCommand("ping", "Keep a stream open and time its answers.", findMaximum,
             (client, parsed) => new Ping(client, Duration("--every", 0.001, parsed.GetValue(every) ?? "1"), Number("--count", parsed.GetValue(count) ?? $"{long.MaxValue}")).RunAsync(), every, count);
     }
 
-    static Command ClientCommand(string name, string description, string[] rpcs, Func<Client, ParseResult, Task<int>> run, params Option[] more)
+    static Command ClientCommand(string name, string description, string[] rpcs, Func<Client, ParseResult, Task<int>> run, params Option[] ofPing)
     {
         var isPing = name == "ping";
         var address = Option<string>("--address", "URL", isPing ? "the server [default: $STREAMER_ADDRESS or localhost:50051]" : "HOST:PORT, https://HOST:PORT or unix:/PATH [default: $STREAMER_ADDRESS, else localhost:50051, else its own]");
@@ -156,7 +158,7 @@ static class Program
         var verbose = Verbose("show the stream on stderr: what leaves, what comes, when");
         var stats = Option<bool>("--stats", null, "count and time the messages on stderr");
         var command = new Command(name, description) { address, method, deadline, wait, header, caCert, cert, key, insecure, verbose };
-        foreach (var option in more.DefaultIfEmpty(stats))
+        foreach (var option in isPing ? ofPing : [stats])
             command.Add(option);
         address.CompletionSources.Add(Endpoint.Default);
         method.CompletionSources.Add(rpcs);
@@ -251,10 +253,12 @@ static class Program
         return metadata;
     }
 
-    /// <summary>Tells the user, in one line on stderr, and gives back the exit code.</summary>
-    public static int Fail(int exitCode, string message)
+    /// <summary>Tells the user, in one line on stderr.</summary>
+    public static void Tell(string message) => Stdio.Tell($"streamer: {OneLine(message)}");
+
+    static int Fail(int exitCode, string message)
     {
-        Stdio.Tell($"streamer: {OneLine(message)}");
+        Tell(message);
         return exitCode;
     }
 
@@ -753,7 +757,7 @@ abstract class RequestReader<T> where T : IWire<T>, allows ref struct
             {
                 if (!Stdio.IsInteractive)
                     throw new Problem(1, $"line {Line}: {message}");
-                Program.Fail(1, $"line {Line}: {message}");
+                Program.Tell($"line {Line}: {message}");
                 (start, Fault) = (start + length, null);
                 continue;
             }
@@ -798,7 +802,10 @@ sealed class NumberReader : RequestReader<FindMaximumRequest>
                 used += Wire.WriteNumber(frames[used..], number);
             // What some editors put before text, and `cat` leaves in its middle.
             else if (token.StartsWith("\uFEFF"u8))
-                (length, count) = (3, count - 1);
+            {
+                at += 3;
+                continue;
+            }
             else if ((length = Parse(token, out number)) > 0)
                 used += Wire.WriteNumber(frames[used..], number);
             else
@@ -930,8 +937,11 @@ static class Stdio
     /// <summary>Whether there is a stdout.</summary>
     public static bool HasOutput => output >= 0;
 
+    /// <summary>Whether stderr is a terminal.</summary>
+    public static bool IsToldShown => !Console.IsErrorRedirected;
+
     /// <summary>Whether somebody types the input, and sees what is told.</summary>
-    public static bool IsInteractive { get; } = !Console.IsInputRedirected && !Console.IsErrorRedirected;
+    public static bool IsInteractive { get; } = !Console.IsInputRedirected && IsToldShown;
 
     /// <summary>Whether stdout is a terminal.</summary>
     public static bool IsShown { get; } = !Console.IsOutputRedirected;
@@ -1124,9 +1134,6 @@ sealed class PipeHandler(HttpMessageHandler inner, Action<int> took) : Delegatin
     public Task<Stream> Requests => requests.Task;
     public Task<PipeReader> Responses => responses.Task;
 
-    /// <summary>The server's answer, once its headers are there.</summary>
-    public HttpResponseMessage? Response { get; private set; }
-
     /// <summary>Ends the call, with a reset where it has not ended.</summary>
     public void Close()
     {
@@ -1153,12 +1160,12 @@ sealed class PipeHandler(HttpMessageHandler inner, Action<int> took) : Delegatin
                 await Task.Delay(Timeout.Infinite, closed.Token);
             }
         }));
-        Response = await base.SendAsync(request, closed.Token);
-        body = await Response.Content.ReadAsStreamAsync(CancellationToken.None);
+        var response = await base.SendAsync(request, closed.Token);
+        body = await response.Content.ReadAsStreamAsync(CancellationToken.None);
         var pipe = PipeReader.Create(new CountedStream(body, took), new(bufferSize: Wire.FullBatch));
-        Response.Content = WithHeaders(Response.Content.Headers, new StreamContent(pipe.AsStream(leaveOpen: true)));
+        response.Content = WithHeaders(response.Content.Headers, new StreamContent(pipe.AsStream(leaveOpen: true)));
         responses.SetResult(pipe);
-        return Response;
+        return response;
     }
 
     static HttpContent WithHeaders(HttpContentHeaders headers, HttpContent content)
@@ -1253,11 +1260,11 @@ sealed class Server : IConnectionListenerFactory, IAsyncDisposable
         var exitCode = await first.Task;
         var before = server.running;
         if (before > 0)
-            Stdio.Tell($"streamer: draining: {before} {(before == 1 ? "stream is" : "streams are")} running; up to {drain.TotalSeconds} s; a second signal ends at once");
+            Program.Tell($"draining: {before} {(before == 1 ? "stream is" : "streams are")} running; up to {drain.TotalSeconds} s; a second signal ends at once");
         await Task.WhenAny(server.DrainAsync(drain), second.Task);
         var cut = server.running;
         if (before + cut > 0)
-            Stdio.Tell($"streamer: drained: {Math.Max(before - cut, 0)} ended in time, {cut} cut off");
+            Program.Tell($"drained: {Math.Max(before - cut, 0)} ended in time, {cut} cut off");
         return second.Task.IsCompleted ? await second.Task : cut > 0 ? exitCode : 0;
     }
 
@@ -1616,7 +1623,7 @@ sealed class Door(IConnectionListener listener, SemaphoreSlim room, Cancellation
         if (connection is not null && !room.Wait(0))
         {
             if (!Interlocked.Exchange(ref hasTold, true))
-                Stdio.Tell("streamer: there is no room for more connections, which wait until others end");
+                Program.Tell("there is no room for more connections, which wait until others end");
             await room.WaitAsync(draining).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
         }
         connection?.ConnectionClosed.Register(() => room.Release());
@@ -1729,7 +1736,7 @@ static class Tls
                 catch (Problem e)
                 {
                     // A file caught half-written: the certificate in use stays, and the next connection looks again.
-                    Program.Fail(0, $"keeping the old certificate: {e.Message}");
+                    Program.Tell($"keeping the old certificate: {e.Message}");
                 }
             return new()
             {
@@ -1891,13 +1898,13 @@ sealed class Client(CallSettings settings, Trace trace)
             _ = SendAsync(handler, call.RequestStream, read);
             await call.ResponseHeadersAsync.WaitAsync(stop.Token);
             // What is not gRPC is for the library to refuse: it throws here.
-            if (ContentType(handler.Response!) is { IsGrpc: false })
+            if (ContentType(response!) is { IsGrpc: false })
                 await call.ResponseStream.MoveNext();
             answers = new(await handler.Responses, call.ResponseStream, Stdio.FlushAsync, stop.Token);
             for (var hasTold = false; await answers.MoveNext(CancellationToken.None); hasTold |= answers.Current.IsForeign)
             {
                 if (answers.Current.IsForeign && !hasTold)
-                    Stdio.Tell($"streamer: answers of {settings.Method.Service}/{settings.Method.Name} are of another type, and are not printed");
+                    Program.Tell($"answers of {settings.Method.Service}/{settings.Method.Name} are of another type, and are not printed");
                 Trace.Came(answers.Current, print);
                 // Answers may come faster than a wait for them does.
                 if (Stdio.Output.WrittenCount >= Wire.FullBatch)
@@ -1905,7 +1912,7 @@ sealed class Client(CallSettings settings, Trace trace)
             }
             return (StatusCode.OK, "");
         }
-        catch (Exception e) when (e is OperationCanceledException or RpcException { Status.DebugException: OperationCanceledException } || e is RpcException { StatusCode: StatusCode.DeadlineExceeded } && handler.Response is null)
+        catch (Exception e) when (e is OperationCanceledException or RpcException { Status.DebugException: OperationCanceledException } || e is RpcException { StatusCode: StatusCode.DeadlineExceeded } && response is null)
         {
             // What has arrived is printed, however slow stdout is.
             while (answers?.TryMoveNext() == true)
@@ -1914,7 +1921,7 @@ sealed class Client(CallSettings settings, Trace trace)
         }
         catch (RpcException e)
         {
-            return Explain(e, handler.Response);
+            return Explain(e);
         }
         finally
         {
@@ -1931,7 +1938,7 @@ sealed class Client(CallSettings settings, Trace trace)
     {
         await Task.WhenAny(headers, Task.Delay(3000, stop.Token));
         if (!headers.IsCompleted && !stop.IsCancellationRequested)
-            Stdio.Tell($"streamer: still waiting: {Awaited}");
+            Program.Tell($"still waiting: {Awaited}");
     }
 
     // Two batches in turn: one is filled from stdin while the other leaves.
@@ -2012,7 +2019,7 @@ sealed class Client(CallSettings settings, Trace trace)
         PlaintextStreamFilter = (context, _) =>
         {
             if (Stdio.IsInteractive && settings.ReadsInput)
-                Stdio.Tell($"streamer: connected to {(servesItself ? "its own server" : endpoint)}; {(OperatingSystem.IsWindows() ? "^Z" : "^D")} ends the input");
+                Program.Tell($"connected to {(servesItself ? "its own server" : endpoint)}; {(OperatingSystem.IsWindows() ? "^Z" : "^D")} ends the input");
             if (context.PlaintextStream is SslStream { RemoteCertificate: var certificate } tls)
                 Trace.Note('*', $"{tls.SslProtocol} with {certificate?.Subject}".Replace("Tls1", "TLS 1."));
             var request = context.InitialRequestMessage;
@@ -2043,7 +2050,7 @@ sealed class Client(CallSettings settings, Trace trace)
         }
         catch (SocketException e) when (settings is { MayServeItself: true, WaitForReady: false } && e.SocketErrorCode == SocketError.ConnectionRefused)
         {
-            Stdio.Tell($"streamer: no server at {endpoint}, so this command brings its own");
+            Program.Tell($"no server at {endpoint}, so this command brings its own");
             servesItself = true;
             var server = new Server();
             await server.StartAsync([Endpoint.Parse("http://127.0.0.1:0")], null);
@@ -2085,7 +2092,7 @@ sealed class Client(CallSettings settings, Trace trace)
             : flags.HasFlag(X509ChainStatusFlags.UntrustedRoot) || flags.HasFlag(X509ChainStatusFlags.PartialChain) ? "no trusted root vouches for it (see --cacert)"
             : flags.ToString();
         if (reason is not null && settings.Insecure)
-            Stdio.Tell($"streamer: warning: the server's certificate is not verified: {reason}");
+            Program.Tell($"warning: the server's certificate is not verified: {reason}");
         else if (reason is not null)
             refusal = $"the server's certificate is refused: {reason}";
         return refusal is null;
@@ -2097,7 +2104,7 @@ sealed class Client(CallSettings settings, Trace trace)
     // What a call ended with that did not end well, in words that help. The status is the library's, but for what the
     // specifications call differently: UNKNOWN or INTERNAL where there is no status or an unknown encoding, UNAVAILABLE
     // where a connection ends.
-    (StatusCode, string) Explain(RpcException e, HttpResponseMessage? response)
+    (StatusCode, string) Explain(RpcException e)
     {
         var (contentType, isGrpc) = response is null ? (null, false) : ContentType(response);
         var sent = response is null ? null : One(response.Headers, "grpc-status") ?? (isGrpc ? One(response.TrailingHeaders, "grpc-status") : null);
@@ -2157,7 +2164,7 @@ sealed class Client(CallSettings settings, Trace trace)
 /// </summary>
 sealed class Trace(bool verbose, bool stats)
 {
-    readonly bool hasColour = verbose && !Console.IsErrorRedirected && Environment.GetEnvironmentVariable("TERM") is not (null or "dumb") && Environment.GetEnvironmentVariable("NO_COLOR") is null or "";
+    readonly bool hasColour = verbose && Stdio.IsToldShown && Environment.GetEnvironmentVariable("TERM") is not (null or "dumb") && Environment.GetEnvironmentVariable("NO_COLOR") is null or "";
     readonly long start = Now;
     long received, foreign, end, last = Now;
     double firstAnswer;
@@ -2227,7 +2234,7 @@ sealed class Trace(bool verbose, bool stats)
     /// <summary>Shows the numbers so far on a terminal, but not on one that shows the answers, until the call is over.</summary>
     public async Task ShowAsync(Task over)
     {
-        if (!stats || verbose || Console.IsErrorRedirected || !Console.IsOutputRedirected)
+        if (!stats || verbose || !Stdio.IsToldShown || Stdio.IsShown)
             return;
         var line = "";
         while (await Task.WhenAny(over, Task.Delay(line == "" ? 500 : 250)) != over)
