@@ -293,15 +293,16 @@ sealed record Endpoint(Uri Url, string? UnixPath)
             return UnixSocket(text[5..], text);
         var hasScheme = text.Contains("://", StringComparison.Ordinal);
         var bare = text.StartsWith(':') ? text[1..] : text;
-        var url = hasScheme ? text
-            : bare.Length > 0 && bare.All(char.IsAsciiDigit) ? $"http://localhost:{bare}"
-            : IPAddress.TryParse(text, out var ip) && ip.AddressFamily == AddressFamily.InterNetworkV6 ? $"http://[{text}]"
-            : $"http://{text}";
         // Uri knows no host "*"; [::] is what it means: any address, of IPv4 as well. And it takes a plain number for a host's address.
-        if (Uri.TryCreate(url.Replace("//*", "//[::]"), UriKind.Absolute, out var uri)
+        var url = (hasScheme ? text
+            : bare.Length > 0 && bare.All(char.IsAsciiDigit) ? $"http://localhost:{bare}"
+            : !text.StartsWith('[') && IPAddress.TryParse(text, out var ip) && ip.AddressFamily == AddressFamily.InterNetworkV6 ? $"http://[{text}]"
+            : $"http://{text}").Replace("//*", "//[::]");
+        if (Uri.TryCreate(url, UriKind.Absolute, out var uri)
             && uri is { Scheme: "http" or "https", PathAndQuery: "/", UserInfo: "", Fragment: "" }
             && (uri.HostNameType != UriHostNameType.IPv4 || url.Contains(uri.Host)))
-            return new(hasScheme || url.TrimEnd('/').EndsWith($":{uri.Port}") ? uri : new UriBuilder(uri) { Port = DefaultPort }.Uri, null);
+            // Under a scheme that Uri does not know, no port has a meaning of its own.
+            return new(hasScheme || new Uri($"grpc{url[4..]}").Port >= 0 ? uri : new UriBuilder(uri) { Port = DefaultPort }.Uri, null);
         throw new Problem(2, $"\"{text}\" is not an address: HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix:/PATH");
     }
 
@@ -1217,7 +1218,7 @@ abstract class TransportStream : Stream
 // ---------------------------------------------------------------------------------------------
 
 /// <summary>A gRPC server on Kestrel: the two RPCs under both their names, health checking, reflection.</summary>
-sealed class Server : IConnectionListenerFactory, IAsyncDisposable
+sealed class Server : IAsyncDisposable
 {
     // A peer that vanished is found by a ping, and one that drips bytes has so long for a whole header block.
     static readonly TimeSpan PingDelay = TimeSpan.FromSeconds(20), PingTimeout = PingDelay, HeadersTimeout = TimeSpan.FromSeconds(10);
@@ -1234,11 +1235,12 @@ sealed class Server : IConnectionListenerFactory, IAsyncDisposable
     readonly CancellationTokenSource draining = new(), expired = new(), abort = new();
     readonly List<Socket> sockets = [];
     WebApplication app = null!;
-    int running, streams;
+    int running, streams, connections, refused;
     bool verbose;
 
-    // A connection may hold memory up to its window. Half of the memory, and of the descriptors, is for all else.
-    readonly SemaphoreSlim room = new((int)Math.Clamp(Math.Min(MaxDescriptors(), GC.GetGCMemoryInfo().TotalAvailableMemoryBytes / ConnectionWindow) / 2, 1, 10_000));
+    // A connection may hold memory up to its window, and without a descriptor for the next one Kestrel would try at full
+    // speed. Half of the memory, and of the descriptors, is for all else.
+    readonly long maxConnections = Math.Clamp(Math.Min(MaxDescriptors(), GC.GetGCMemoryInfo().TotalAvailableMemoryBytes / ConnectionWindow) / 2, 1, 10_000);
 
     /// <summary>Where this server listens, with real ports.</summary>
     public List<Endpoint> Endpoints { get; } = [];
@@ -1296,7 +1298,7 @@ sealed class Server : IConnectionListenerFactory, IAsyncDisposable
         var builder = WebApplication.CreateEmptyBuilder(new());
         builder.WebHost.UseKestrelCore().ConfigureKestrel(kestrel => Configure(kestrel, tls));
         builder.Services.Configure<SocketTransportOptions>(transport => transport.CreateBoundListenSocket = at => sockets.Single(socket => at.Equals(socket.LocalEndPoint)));
-        builder.Services.AddSingleton<IMemoryPoolFactory<byte>, FrameBlocks>().AddSingleton<IConnectionListenerFactory>(this).AddGrpc();
+        builder.Services.AddSingleton<IMemoryPoolFactory<byte>, FrameBlocks>().AddGrpc();
         app = builder.Build();
         app.Use(ServeAsync);
 
@@ -1329,6 +1331,14 @@ sealed class Server : IConnectionListenerFactory, IAsyncDisposable
             kestrel.Listen(socket.LocalEndPoint!, listen =>
             {
                 listen.Protocols = HttpProtocols.Http2;
+                listen.Use(next => async connection =>
+                {
+                    if (Interlocked.Increment(ref connections) <= maxConnections)
+                        await next(connection);
+                    else if (Interlocked.Increment(ref refused) == 1)
+                        Program.Tell($"there is no room for more than {maxConnections} connections: others are refused");
+                    Interlocked.Decrement(ref connections);
+                });
                 // Closed at once after its GOAWAY, a connection would answer what the peer is sending with a TCP reset,
                 // which may cost the peer answers that it has not read yet.
                 listen.Use(next => async connection =>
@@ -1359,9 +1369,6 @@ sealed class Server : IConnectionListenerFactory, IAsyncDisposable
         [DllImport("libc")]
         static extern int getrlimit(int resource, nuint[] limits);
     }
-
-    async ValueTask<IConnectionListener> IConnectionListenerFactory.BindAsync(EndPoint at, CancellationToken cancel) =>
-        new Door(await ActivatorUtilities.CreateInstance<SocketTransportFactory>(app.Services).BindAsync(at, cancel), room, draining.Token);
 
     // A service of the contract under the name that a well-known gRPC course gives it.
     static ServiceDescriptor InCourse(string package, ServiceDescriptor service)
@@ -1605,29 +1612,6 @@ sealed class Server : IConnectionListenerFactory, IAsyncDisposable
         if (app is not null)
             await app.DisposeAsync();
         sockets.ForEach(socket => socket.Dispose());
-    }
-}
-
-/// <summary>Where Kestrel takes its connections: one for which there is no room waits, as without a descriptor for it Kestrel would try at full speed.</summary>
-sealed class Door(IConnectionListener listener, SemaphoreSlim room, CancellationToken draining) : IConnectionListener
-{
-    static bool hasTold;
-
-    public EndPoint EndPoint => listener.EndPoint;
-    public ValueTask UnbindAsync(CancellationToken cancel) => listener.UnbindAsync(cancel);
-    public ValueTask DisposeAsync() => listener.DisposeAsync();
-
-    public async ValueTask<ConnectionContext?> AcceptAsync(CancellationToken cancel)
-    {
-        var connection = await listener.AcceptAsync(cancel);
-        if (connection is not null && !room.Wait(0))
-        {
-            if (!Interlocked.Exchange(ref hasTold, true))
-                Program.Tell("there is no room for more connections, which wait until others end");
-            await room.WaitAsync(draining).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
-        }
-        connection?.ConnectionClosed.Register(() => room.Release());
-        return connection;
     }
 }
 

@@ -28,6 +28,8 @@ public class Addresses(SharedServer server) : IClassFixture<SharedServer>
     [InlineData("localhost:PORT")]
     [InlineData("127.0.0.1:PORT")]
     [InlineData("127.0.0.1:PORT/")]
+    [InlineData("localhost:0PORT")]
+    [InlineData("[::ffff:127.0.0.1]:PORT")]
     [InlineData("http://localhost:PORT/")]
     public async Task APortIsEnough(string address) => Assert.Equal(One, await Tool.RunAsync("1", "max", "--address", address.Replace("PORT", $"{server.Port}")));
 

@@ -193,11 +193,11 @@ public class Hostile(ITestOutputHelper output)
         var stop = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
         var attacks = Enumerable.Range(0, attackers).Select(_ => Task.Run(() => attack(server.Port, stop.Task))).ToArray();
         var all = Task.WhenAll(attacks);
-        for (var calls = 0; calls < 10 || untilClosed && !all.IsCompleted; calls++)
+        for (var calls = 0; calls < 5 || untilClosed && !all.IsCompleted; calls++)
         {
             await CallAsync();
             during = Math.Max(during, server.Process.Memory);
-            await Task.Delay(500, TestContext.Current.CancellationToken);
+            await Task.Delay(200, TestContext.Current.CancellationToken);
         }
         var ended = attacks.Count(attack => attack.IsCompleted);
         stop.SetResult();

@@ -89,7 +89,9 @@ public class OneConnection(SharedServer server) : IClassFixture<SharedServer>
     {
         await using var client = Peer.Call(Peer.Python, server.Address, "streaming.GreetService/GreetEveryone", new { beside = new { method, message, deadline, calls = Calls } });
         await client.WriteLineAsync("Ada");
-        string[] lines = [(await client.ReadLineAsync())!, (await client.ReadLineAsync())!];
+        string?[] lines = [await client.ReadLineAsync(), await client.ReadLineAsync()];
+        if (lines.Contains(null))
+            Assert.Fail($"the client has ended: {await client.EndAsync()}");
         Assert.Equal([$"{Calls} x {status}", "Hello Ada!"], lines.Order());
         await client.WriteLineAsync("Bea");
         Assert.Equal("Hello Bea!", await client.ReadLineAsync());

@@ -333,9 +333,7 @@ sealed class SlowCall
     {
         // Smaller than 128, so that it is one byte; the answer's bytes are those of the request.
         byte[] message = [0, 0, 0, 0, 2, 8, ++number];
-        var stream = await body.Stream;
-        await stream.WriteAsync(message);
-        await stream.FlushAsync();
+        body.Write(message);
         var answer = new byte[message.Length];
         var response = await sending;
         if (response.StatusCode != HttpStatusCode.OK)
@@ -382,20 +380,23 @@ sealed class SlowCall
             body.End();
     }
 
-    /// <summary>A request's body that is written from outside.</summary>
+    /// <summary>A request's body that is written from outside; .NET asks for it again where a proxy has refused the stream.</summary>
     sealed class OpenBody : HttpContent
     {
-        readonly TaskCompletionSource<Stream> opened = new(TaskCreationOptions.RunContinuationsAsynchronously);
-        readonly TaskCompletionSource ended = new(TaskCreationOptions.RunContinuationsAsynchronously);
+        readonly TaskCompletionSource<byte[]?>[] messages = [.. Enumerable.Range(0, 128).Select(_ => new TaskCompletionSource<byte[]?>(TaskCreationOptions.RunContinuationsAsynchronously))];
+        int count;
 
-        public Task<Stream> Stream => opened.Task;
+        public void Write(byte[] message) => messages[count++].SetResult(message);
 
-        public void End() => ended.TrySetResult();
+        public void End() => messages[count].TrySetResult(null);
 
-        protected override Task SerializeToStreamAsync(Stream stream, TransportContext? context)
+        protected override async Task SerializeToStreamAsync(Stream stream, TransportContext? context)
         {
-            opened.SetResult(stream);
-            return ended.Task;
+            for (var i = 0; await messages[i].Task is { } message; i++)
+            {
+                await stream.WriteAsync(message);
+                await stream.FlushAsync();
+            }
         }
 
         protected override bool TryComputeLength(out long length)

@@ -1,6 +1,7 @@
 using System.Collections.Concurrent;
 using System.Diagnostics.CodeAnalysis;
 using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 using Streamer.Tests;
 using Xunit;
 using Xunit.Sdk;
@@ -23,9 +24,19 @@ sealed class LongestFirst : ITestCollectionOrderer
     public IReadOnlyCollection<T> OrderTestCollections<T>(IReadOnlyCollection<T> collections) where T : ITestCollection =>
         [.. collections.OrderByDescending(collection => classes.Reverse().ToList().FindIndex(name => collection.TestCollectionDisplayName.Contains($".{name} ")))];
 
-    // Some tests hold a thread each, and the others must not wait until the pool has seen that it needs more.
     [ModuleInitializer]
-    internal static void HaveThreads() => ThreadPool.SetMinThreads(64, 64);
+    internal static void Prepare()
+    {
+        // Some tests hold a thread each, and the others must not wait until the pool has seen that it needs more.
+        ThreadPool.SetMinThreads(64, 64);
+        // A shell that runs this in the background, or nohup, has SIGINT and SIGHUP ignored, and what is started here would inherit that.
+        const int hangUp = 1, interrupt = 2;
+        if (!OperatingSystem.IsWindows())
+            _ = (signal(hangUp, 0), signal(interrupt, 0));
+    }
+
+    [DllImport("libc")]
+    static extern nint signal(int number, nint handler);
 }
 
 /// <summary>Skips tests that this machine cannot run, and says at the end how many and what they need.</summary>

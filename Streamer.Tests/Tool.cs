@@ -22,8 +22,14 @@ static class Tool
     static string About(string key) => typeof(Tool).Assembly.GetCustomAttributes<AssemblyMetadataAttribute>().Single(about => about.Key == key).Value!;
 
     /// <summary>How to start the tool: a file name, and arguments that come before the tool's own.</summary>
-    public static (string File, string[] Arguments) Command =>
-        Environment.GetEnvironmentVariable("STREAMER_TOOL") is { Length: > 0 } tool ? (tool, []) : ("dotnet", [Path.GetFullPath(About("Tool"))]);
+    public static (string File, string[] Arguments) Command
+    {
+        get
+        {
+            var tool = Environment.GetEnvironmentVariable("STREAMER_TOOL") is { Length: > 0 } other ? other : About("Tool");
+            return tool.EndsWith(".dll", StringComparison.Ordinal) ? ("dotnet", [tool]) : (tool, []);
+        }
+    }
 
     /// <summary>Types a line into bash, where `streamer` is the tool, and waits for its end.</summary>
     public static async Task<Result> TypeAsync(string line, params (string Name, string? Value)[] environment)

@@ -58,10 +58,10 @@ public sealed class Verbose(SharedServer server) : IClassFixture<SharedServer>
                 peer.ResetConnection();
                 return Task.CompletedTask;
             });
-            await EndAsync("the deadline", (_, _) => Task.CompletedTask, more: ["--deadline", "5"]);
+            await Wait.ForEnoughAsync(seconds => EndAsync("the deadline", (_, _) => Task.CompletedTask, more: ["--deadline", $"{seconds}"]));
             await EndAsync("a signal", (_, _) => Task.CompletedTask, signal: "INT");
 
-            async Task EndAsync(string kind, Func<Http2Peer, int, Task> end, bool endsInput = false, string? signal = null, string[]? more = null)
+            async Task<bool> EndAsync(string kind, Func<Http2Peer, int, Task> end, bool endsInput = false, string? signal = null, string[]? more = null)
             {
                 var answered = new TaskCompletionSource();
                 await using var fake = new FakeServer(async peer =>
@@ -77,7 +77,9 @@ public sealed class Verbose(SharedServer server) : IClassFixture<SharedServer>
                 });
                 await using var client = Running.Start(["max", "--address", fake.Address, .. option == "" ? (string[])[] : [option], .. more ?? []]);
                 await client.WriteLineAsync("5");
-                Assert.Equal("7", await client.ReadLineAsync());
+                if (await client.ReadLineAsync() is not { } answer)
+                    return false;
+                Assert.Equal("7", answer);
                 if (endsInput)
                     client.Input.Close();
                 answered.SetResult();
@@ -87,6 +89,7 @@ public sealed class Verbose(SharedServer server) : IClassFixture<SharedServer>
                 // What leaves and comes is the same at every end.
                 var told = result.Error.Split('\n').Where(line => !Regex.IsMatch(line, @"^ *[0-9.]+ ([<>] (?!half|grpc-[sm])|\* connected)"));
                 shown.Append($"{option} {kind}: exit code {result.ExitCode}\n{string.Join('\n', told)}");
+                return true;
             }
         }
         Verify(shown.ToString());
