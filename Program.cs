@@ -433,6 +433,14 @@ sealed class Batch<T> where T : IWire<T>, allows ref struct
     /// <summary>So many bytes of the room hold messages now.</summary>
     public void Advance(int size, int messages = 1) => (end, Added) = (end + size, Added + messages);
 
+    /// <summary>Adds a message of so many bytes, which are then to be written.</summary>
+    public Span<byte> AddMessage(int size)
+    {
+        var frame = GetSpan(Wire.PrefixSize + size);
+        Advance(Wire.WritePrefix(frame, size));
+        return frame.Slice(Wire.PrefixSize, size);
+    }
+
     /// <summary>Empties a batch that was filled by adding; it holds no memory then.</summary>
     public void Clear()
     {
@@ -544,31 +552,26 @@ static class Messages
 
     public static void Add(this Batch<GreetEveryoneRequest> batch, ReadOnlySpan<byte> first, ReadOnlySpan<byte> last)
     {
-        var frame = batch.GetSpan(Wire.PrefixSize + 3 * Wire.MaxTagSize + first.Length + last.Length);
-        var size = Wire.SizeOfText(first.Length) + (last.IsEmpty ? 0 : Wire.SizeOfText(last.Length));
-        var rest = frame[Wire.PrefixSize..];
-        Wire.WriteTag(ref rest, 1, size);
-        Wire.WriteTag(ref rest, 1, first.Length);
-        Wire.Write(ref rest, first);
-        if (!last.IsEmpty)
-            Wire.WriteTag(ref rest, 2, last.Length);
-        Wire.Write(ref rest, last);
-        batch.Advance(Wire.WritePrefix(frame, frame.Length - rest.Length - Wire.PrefixSize));
+        var size = Wire.SizeOfText(first.Length) + Wire.SizeOfText(last.Length);
+        var message = batch.AddMessage(Wire.SizeOfText(size));
+        Wire.WriteTag(ref message, 1, size);
+        Wire.WriteTag(ref message, 1, first.Length);
+        Wire.Write(ref message, first);
+        Wire.WriteTag(ref message, 2, last.Length);
+        Wire.Write(ref message, last);
     }
 
     public static void Add(this Batch<GreetEveryoneResponse> batch, ReadOnlySpan<byte> hello, GreetEveryoneRequest whom, ReadOnlySpan<byte> end)
     {
         ReadOnlySpan<byte> space = whom.LastName.IsEmpty ? ""u8 : " "u8;
         var size = hello.Length + whom.FirstName.Length + space.Length + whom.LastName.Length + end.Length;
-        var frame = batch.GetSpan(Wire.PrefixSize + Wire.MaxTagSize + size);
-        var rest = frame[Wire.PrefixSize..];
-        Wire.WriteTag(ref rest, 1, size);
-        Wire.Write(ref rest, hello);
-        Wire.Write(ref rest, whom.FirstName);
-        Wire.Write(ref rest, space);
-        Wire.Write(ref rest, whom.LastName);
-        Wire.Write(ref rest, end);
-        batch.Advance(Wire.WritePrefix(frame, frame.Length - rest.Length - Wire.PrefixSize));
+        var message = batch.AddMessage(Wire.SizeOfText(size));
+        Wire.WriteTag(ref message, 1, size);
+        Wire.Write(ref message, hello);
+        Wire.Write(ref message, whom.FirstName);
+        Wire.Write(ref message, space);
+        Wire.Write(ref message, whom.LastName);
+        Wire.Write(ref message, end);
     }
 }
 
@@ -589,9 +592,6 @@ static class Wire
 
     /// <summary>The room that it takes to write a number, with its prefix.</summary>
     public const int MaxNumberSize = 16;
-
-    /// <summary>The most that comes before a text: the field's tag, and a length of four bytes.</summary>
-    public const int MaxTagSize = 5;
 
     /// <summary>A method as grpc-dotnet has it, with messages in any form.</summary>
     public static Method<IMessage, IMessage> Method(string service, string name, MessageParser requests, MessageParser responses)
@@ -659,25 +659,20 @@ static class Wire
 
     static int TakeAnyNumber(ReadOnlySpan<byte> bytes, out long number)
     {
-        number = 0;
-        var size = Take(bytes, out var message);
-        if (message.Length is 0 or > 11 || message[0] != NumberTag)
-            return message.IsEmpty ? size : 0;
-        for (var i = 1; i < message.Length; i++)
-        {
-            number |= (message[i] & 0x7fL) << (7 * (i - 1));
-            if (message[i] <= 0x7f)
-                return i == message.Length - 1 ? size : 0;
-        }
-        return 0;
+        var (size, varint) = (Take(bytes, out var message), 0UL);
+        var isUsual = message.IsEmpty || message.Length > 1 && message[0] == NumberTag && TakeVarint(message[1..], out varint) == message.Length - 1;
+        number = (long)varint;
+        return isUsual ? size : 0;
     }
 
-    /// <summary>What a text or a message takes in a field, with what comes before it.</summary>
-    public static int SizeOfText(int size) => 1 + SizeOfVarint((uint)size) + size;
+    /// <summary>What a text or a message takes in a field, with what comes before it; nothing where it is empty.</summary>
+    public static int SizeOfText(int size) => size == 0 ? 0 : 1 + SizeOfVarint((uint)size) + size;
 
     /// <summary>Writes what comes before a text or a message of so many bytes, in a field whose number is below 16.</summary>
     public static void WriteTag(ref Span<byte> into, int field, int size)
     {
+        if (size == 0)
+            return;
         into[0] = (byte)(field << 3 | 2);
         into = into[(1 + WriteVarint(into[1..], (ulong)size))..];
     }
@@ -692,20 +687,27 @@ static class Wire
     /// <summary>Takes the text or the message in a field off the front; where it is not there, or cut off, it takes nothing.</summary>
     public static ReadOnlySpan<byte> TakeText(scoped ref ReadOnlySpan<byte> fields, int field)
     {
-        if (fields.Length < 2 || fields[0] != (field << 3 | 2))
+        if (fields.IsEmpty || fields[0] != (field << 3 | 2))
             return default;
-        var (at, size) = (2, fields[1] & 0x7f);
-        for (; fields[at - 1] > 0x7f; at++)
-        {
-            if (at == fields.Length || at == MaxTagSize)
-                return default;
-            size |= (fields[at] & 0x7f) << (7 * (at - 1));
-        }
-        if (size > fields.Length - at)
+        var start = 1 + TakeVarint(fields[1..], out var size);
+        if (start == 1 || size > (ulong)(fields.Length - start))
             return default;
-        var text = fields.Slice(at, size);
-        fields = fields[(at + size)..];
+        var text = fields.Slice(start, (int)size);
+        fields = fields[(start + (int)size)..];
         return text;
+    }
+
+    // Reads a varint of up to ten bytes and gives its size; 0 where it is cut off or longer.
+    static int TakeVarint(ReadOnlySpan<byte> bytes, out ulong value)
+    {
+        value = 0;
+        for (var i = 0; i < bytes.Length && i < 10; i++)
+        {
+            value |= (bytes[i] & 0x7fUL) << (7 * i);
+            if (bytes[i] <= 0x7f)
+                return i + 1;
+        }
+        return 0;
     }
 
     static int SizeOfVarint(uint value) => (BitOperations.Log2(value) * 9 + 73) / 64;
@@ -1102,6 +1104,8 @@ sealed class BatchReader<T>(PipeReader pipe, IAsyncStreamReader<IMessage> others
 /// <summary>Writes a stream in batches, on the server.</summary>
 sealed class BatchWriter<T>(PipeWriter pipe, CancellationToken stop) : IServerStreamWriter<Batch<T>> where T : IWire<T>, allows ref struct
 {
+    bool hasFlushed;
+
     public WriteOptions? WriteOptions { get; set; }
 
     /// <summary>How many messages have been written.</summary>
@@ -1118,8 +1122,15 @@ sealed class BatchWriter<T>(PipeWriter pipe, CancellationToken stop) : IServerSt
         return pipe.UnflushedBytes < Wire.FullBatch ? Task.CompletedTask : FlushAsync();
     }
 
-    // Only the wait ends: Kestrel aborts a stream whose flush is cancelled, and drops what was to be flushed.
-    public Task FlushAsync() => pipe.UnflushedBytes == 0 ? Task.CompletedTask : pipe.FlushAsync(CancellationToken.None).AsTask().WaitAsync(stop);
+    /// <summary>Sends what has been written, and the first time the headers before it.</summary>
+    public Task FlushAsync()
+    {
+        if (hasFlushed && pipe.UnflushedBytes == 0)
+            return Task.CompletedTask;
+        hasFlushed = true;
+        // Only the wait ends: Kestrel aborts a stream whose flush is cancelled, and drops what was to be flushed.
+        return pipe.FlushAsync(CancellationToken.None).AsTask().WaitAsync(stop);
+    }
 }
 
 /// <summary>On the client, between the library and SocketsHttpHandler: where the pipes of a call come from.</summary>
@@ -1418,7 +1429,8 @@ sealed class Server : IAsyncDisposable
             Stdio.Tell($"stream {number} from {(http.Connection.RemoteIpAddress is { } ip ? Tcp.Plain(new IPEndPoint(ip, http.Connection.RemotePort)) : "a Unix socket")}: {method.FullName[1..]}");
         try
         {
-            await context.WriteResponseHeadersAsync(new() { { "grpc-accept-encoding", "identity,gzip,deflate" } });
+            http.Response.Headers["grpc-accept-encoding"] = "identity,gzip,deflate";
+            await http.Response.StartAsync();
             await handler(requests, responses, context);
             end = StatusCode.OK;
         }
