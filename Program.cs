@@ -398,7 +398,7 @@ sealed class Batch<T> where T : IWire<T>, allows ref struct
     void Tidy(int moved)
     {
         untidied += moved;
-        if (untidied < 16 * 1024 * 1024)
+        if (untidied < 32 * 1024 * 1024)
             return;
         untidied = 0;
         GC.Collect(0);
@@ -1129,7 +1129,8 @@ sealed class BatchWriter<T>(PipeWriter pipe, CancellationToken stop) : IServerSt
             return Task.CompletedTask;
         hasFlushed = true;
         // Only the wait ends: Kestrel aborts a stream whose flush is cancelled, and drops what was to be flushed.
-        return pipe.FlushAsync(CancellationToken.None).AsTask().WaitAsync(stop);
+        var flushing = pipe.FlushAsync(CancellationToken.None);
+        return flushing.IsCompletedSuccessfully ? Task.CompletedTask : flushing.AsTask().WaitAsync(stop);
     }
 }
 
