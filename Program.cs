@@ -2320,10 +2320,10 @@ sealed class FrameGate(Stream connection) : TransportStream
     readonly SemaphoreSlim took = new(0);
     readonly TaskCompletionSource resetSent = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
-    // What has been looked at and may pass, from start to end, and how many bytes behind it may pass as they come.
+    // What of the frame that has been looked at is still to be passed on, and how many bytes of the body were in all so far.
     readonly byte[] frame = new byte[HeaderSize + LargestPayload];
     int start, end;
-    long open, coming, passed, taken;
+    long passed, taken;
 
     /// <summary>Whether the peer has ended the stream.</summary>
     public bool HasEnded { get; private set; }
@@ -2358,20 +2358,12 @@ sealed class FrameGate(Stream connection) : TransportStream
     {
         try
         {
-            while (start == end && open == 0)
+            while (start == end)
                 await LookAsync(cancel);
-            if (into.IsEmpty)
-                return 0;
-            if (start < end)
-            {
-                var seen = Math.Min(into.Length, end - start);
-                frame.AsSpan(start, seen).CopyTo(into.Span);
-                start += seen;
-                return seen;
-            }
-            var count = await received.ReadAsync(into[..(int)Math.Min(into.Length, open)], cancel);
-            open -= count;
-            return count > 0 ? count : throw new EndOfStreamException();
+            var count = Math.Min(into.Length, end - start);
+            frame.AsSpan(start, count).CopyTo(into.Span);
+            start += count;
+            return count;
         }
         catch (IOException e)
         {
@@ -2383,11 +2375,9 @@ sealed class FrameGate(Stream connection) : TransportStream
         }
     }
 
-    // Looks at the next frame, and waits with one that may end the stream or the connection.
+    // Takes the next frame in, and waits with one that may end the stream or the connection.
     async ValueTask LookAsync(CancellationToken cancel)
     {
-        // The handler gives the call whole frames only: one that the connection's end cuts off never gets there.
-        (passed, coming) = (passed + coming, 0);
         (start, end) = (0, await received.ReadAtLeastAsync(frame.AsMemory(0, HeaderSize), HeaderSize, throwOnEndOfStream: false, cancel));
         if (end == 0)
             throw new EndOfStreamException();
@@ -2396,21 +2386,16 @@ sealed class FrameGate(Stream connection) : TransportStream
         SpeaksHttp1 |= frame.AsSpan(0, end).StartsWith("HTTP/"u8) || frame[0] == '<';
         var (size, kind, flags) = (frame[0] << 16 | frame[1] << 8 | frame[2], (Kind)frame[3], frame[4]);
         if (end < HeaderSize || size > LargestPayload)
-            open = long.MaxValue; // No HTTP/2, which is for the handler to say.
-        else if (kind == Kind.Data)
-        {
-            if ((flags & Padded) != 0)
-                end += await received.ReadAtLeastAsync(frame.AsMemory(end, 1), 1, throwOnEndOfStream: false, cancel);
-            open = size - (end - HeaderSize);
-            coming = open - (end > HeaderSize ? frame[HeaderSize] : 0);
-        }
-        else
-        {
-            end += await received.ReadAtLeastAsync(frame.AsMemory(end, size), size, throwOnEndOfStream: false, cancel);
-            if (!(kind == Kind.Ping && size == 8 || kind == Kind.WindowUpdate && size == 4))
-                await AllTakenAsync(cancel);
-            Note(kind, frame.AsSpan(HeaderSize, end - HeaderSize));
-        }
+            return; // No HTTP/2, which is for the handler to say.
+        end += await received.ReadAtLeastAsync(frame.AsMemory(end, size), size, throwOnEndOfStream: false, cancel);
+        // The handler gives the call whole frames only: one that the connection's end cuts off never gets there.
+        if (end < HeaderSize + size)
+            return;
+        if (kind == Kind.Data)
+            passed += (flags & Padded) == 0 ? size : size - 1 - frame[HeaderSize];
+        else if (!(kind == Kind.Ping && size == 8 || kind == Kind.WindowUpdate && size == 4))
+            await AllTakenAsync(cancel);
+        Note(kind, frame.AsSpan(HeaderSize, size));
         HasEnded |= kind is Kind.Data or Kind.Headers && (flags & EndStream) != 0;
     }
 
