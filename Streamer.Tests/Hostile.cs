@@ -208,8 +208,9 @@ public class Hostile(ITestOutputHelper output)
         server.Process.Signal("TERM");
         var result = await server.Process.EndAsync();
         Assert.Equal((0, ""), (result.ExitCode, result.Output));
-        // Kestrel sometimes tells that it has dropped a connection which it had closed in the middle of many resets.
-        Assert.All(result.Error.Split('\n', StringSplitOptions.RemoveEmptyEntries), line => Assert.Contains("Server.Kestrel[23] Connection id", line));
+        // Kestrel sometimes tells that it has dropped a connection which it had closed in the middle of many resets; and the
+        // server may not have seen yet that all attackers are gone.
+        Assert.All(result.Error.Split('\n', StringSplitOptions.RemoveEmptyEntries), line => Assert.Matches(@"Server\.Kestrel\[23\] Connection id|^streamer: drain(ing|ed): ", line));
 
         async Task CallAsync() => Assert.Equal(new(0, "1\n5\n", ""), await Tool.RunAsync("1 5 3\n", "max", "--address", server.Address));
     }

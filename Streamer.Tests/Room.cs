@@ -81,6 +81,7 @@ public class Room
             await peer.SendAsync(RawHttp2.Headers, RawHttp2.EndHeaders, 1, RawHttp2.Call(RawHttp2.FindMaximum));
             await peer.SendAsync(RawHttp2.Data, RawHttp2.EndStream, 1, RawHttp2.Message(8, 5));
             Assert.Equal(RawHttp2.Message(8, 5), (await peer.ReadAsync(RawHttp2.Data))?.Payload);
+            Assert.NotNull(await peer.ReadAsync(RawHttp2.Headers));
             return true;
         }
     }

@@ -59,8 +59,9 @@ public class Terminals(SharedServer server) : IClassFixture<SharedServer>
     public async Task TheTerminalStaysAsItIs()
     {
         await using var terminal = new Terminal("""stty -g; bash -c 'echo "<$$>"; exec "$@"' bash "${tool[@]}" max; stty -g""", server.Address);
+        await terminal.ShowsAsync("^D ends the input\r\n");
         await terminal.TypeAsync("12\n");
-        await terminal.ShowsAsync("\r\n12\r\n");
+        await terminal.ShowsAsync("12\r\n12\r\n");
         var id = terminal.Screen.Split('<', '>')[1];
         Assert.Equal(0, (await Tool.TypeAsync($"kill -KILL {id}")).ExitCode);
         var lines = (await terminal.EndAsync()).Screen.Split("\r\n");
