@@ -83,6 +83,11 @@ static class Program
         {
             return e.ExitCode == 0 ? 0 : Fail(e.ExitCode, e.Message);
         }
+        catch (InvalidOperationException) when (isSuggesting)
+        {
+            // The library knows nothing to suggest behind an = sign, and says it so.
+            return 0;
+        }
     }
 
     // What is wrong with a command line, where to put it right, and where there is more to read.
@@ -1546,8 +1551,6 @@ sealed class Server : IAsyncDisposable
         {
             RemoveStaleSocket(path);
             Bind(endpoint, new UnixDomainSocketEndPoint(path));
-            if (!OperatingSystem.IsWindows())
-                File.SetUnixFileMode(path, UnixFileMode.UserRead | UnixFileMode.UserWrite);
         }
         else if (IPAddress.TryParse(host, out var address))
             Bind(endpoint, new IPEndPoint(address, port));
@@ -1573,6 +1576,10 @@ sealed class Server : IAsyncDisposable
                 Tcp.GiveUpAfter(socket, PingDelay + PingTimeout + PingTimeout / 2);
                 endpoint = new(new($"{endpoint.Url.Scheme}://{real}"), null);
             }
+            else if (!OperatingSystem.IsWindows())
+                File.SetUnixFileMode(endpoint.UnixPath!, UnixFileMode.UserRead | UnixFileMode.UserWrite);
+            // Several sockets may be bound to an address, but only one listens there.
+            socket.Listen();
             Endpoints.Add(endpoint);
         }
         catch (SocketException e)

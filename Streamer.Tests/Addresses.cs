@@ -44,6 +44,38 @@ public class Addresses(SharedServer server) : IClassFixture<SharedServer>
         Assert.Equal(hosts.Select(host => $"http://{host}:{own.Port}"), own.Addresses);
     }
 
+    [Theory]
+    [InlineData("127.0.0.1:PORT", "127.0.0.1:PORT")]
+    [InlineData("localhost:PORT", "127.0.0.1:PORT")]
+    [InlineData("*:PORT", "PORT")]
+    [InlineData("PORT", "*:PORT")]
+    [InlineData("unix:SOCKET", "unix:SOCKET")]
+    public async Task NobodyListensTwiceAtOneAddress(string first, string second)
+    {
+        using var port = new FreePort();
+        using var folder = new TempFolder();
+        var result = await Tool.RunAsync("", "serve", "--listen", Real(first), "--listen", Real(second));
+        Assert.Equal((1, ""), (result.ExitCode, result.Output));
+        Assert.Matches(@"^streamer: cannot listen at \S+: the address is in use\n\z", result.Error);
+
+        string Real(string address) => address.Replace("PORT", $"{port.Number}").Replace("SOCKET", folder["s"]);
+    }
+
+    [Fact]
+    public async Task OfServersThatStartAtOnceOneServes()
+    {
+        using var port = new FreePort();
+        await using var servers = new Group(Enumerable.Range(0, 3).Select(_ => Running.Start("serve", "--listen", port.Address)));
+        var ends = servers.Select(server => server.EndAsync()).ToList();
+        for (var i = 0; i < 2; i++)
+        {
+            var ended = await Task.WhenAny(ends);
+            Assert.Equal(new(1, "", $"streamer: cannot listen at {port.Address}: the address is in use\n"), await ended);
+            ends.Remove(ended);
+        }
+        Assert.Equal(One, await Tool.RunAsync("1", "max", "--wait-for-ready", "--address", port.Address));
+    }
+
     // Ports 80 and 443 of this machine's second loopback address are nobody's.
     [Fact]
     public async Task WhatIsNoAddressOrNobodys() => Snapshot.Verify(await Transcript.OfAsync("""

@@ -47,6 +47,8 @@ public class Completion
     [Theory]
     [InlineData("[suggest:99]", "streamer")]
     [InlineData("[suggest:0]", "streamer")]
+    [InlineData("[suggest:25]", "streamer max --address=ht")]
+    [InlineData("[suggest:23]", "streamer max --deadline=1 --st")]
     public async Task APositionThatIsNotThereDoesNoHarm(string directive, string line) => Assert.Equal((0, ""), await EndAsync(directive, line));
 
     [Theory]
