@@ -1134,8 +1134,7 @@ sealed class BatchWriter<T>(PipeWriter pipe, CancellationToken stop) : IServerSt
             return Task.CompletedTask;
         hasFlushed = true;
         // Only the wait ends: Kestrel aborts a stream whose flush is cancelled, and drops what was to be flushed.
-        var flushing = pipe.FlushAsync(CancellationToken.None);
-        return flushing.IsCompletedSuccessfully ? Task.CompletedTask : flushing.AsTask().WaitAsync(stop);
+        return pipe.FlushAsync(CancellationToken.None).AsTask().WaitAsync(stop);
     }
 }
 
