@@ -161,8 +161,7 @@ public class Addresses(SharedServer server) : IClassFixture<SharedServer>
     {
         await using var own = await RunningServer.StartAsync();
         await using var client = Running.Start("max", "--address", own.Address);
-        await client.WriteLineAsync("1");
-        Assert.Equal("1", await client.ReadLineAsync());
+        await client.TurnAsync("1", "1");
         own.Process.Signal("TERM");
         await Wait.UntilAsync(async () => !await Site.ConnectsAsync(own.Port), () => "the drain does not begin");
         own.Process.Signal("TERM");

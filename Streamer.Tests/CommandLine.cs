@@ -299,8 +299,7 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
     public async Task ASignalEndsAClient(string signal, int exitCode)
     {
         await using var client = Running.Start("max", "--address", server.Address);
-        await client.WriteLineAsync("1");
-        Assert.Equal("1", await client.ReadLineAsync());
+        await client.TurnAsync("1", "1");
         client.Signal(signal);
         Assert.Equal(new(exitCode, "", ""), await client.EndAsync());
     }

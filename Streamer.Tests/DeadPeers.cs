@@ -126,8 +126,7 @@ public class DeadPeers(DeadPeers.Scenarios scenarios) : IClassFixture<DeadPeers.
             await using var server = await network.ServeAsync();
             await using var client = await network.CallAsync();
             await Task.Delay(promise + TimeSpan.FromSeconds(10));
-            await client.WriteLineAsync("2");
-            Assert.Equal("2", await client.ReadLineAsync());
+            await client.TurnAsync("2", "2");
             client.Input.Close();
             Assert.Equal(new(0, "", ""), await client.EndAsync());
         }
@@ -210,8 +209,7 @@ public class DeadPeers(DeadPeers.Scenarios scenarios) : IClassFixture<DeadPeers.
         public async Task<Running> CallAsync()
         {
             var running = Start();
-            await running.WriteLineAsync("1");
-            Assert.Equal("1", await running.ReadLineAsync());
+            await running.TurnAsync("1", "1");
             return running;
         }
 
@@ -234,11 +232,7 @@ public class DeadPeers(DeadPeers.Scenarios scenarios) : IClassFixture<DeadPeers.
                 }
         }
 
-        static Running Start(string name, params string[] arguments)
-        {
-            var (file, first) = Tool.Command;
-            return Running.StartProcess("ip", ["netns", "exec", name, file, .. first, .. arguments]);
-        }
+        static Running Start(string name, params string[] arguments) => Running.StartBy("ip", ["netns", "exec", name], arguments);
 
         static async Task IpAsync(params string[] arguments)
         {

@@ -36,8 +36,8 @@ public class Descriptors(SharedServer server) : IClassFixture<SharedServer>
         var (cert, key) = (folder["cert.pem"], folder["key.pem"]);
         Assert.Equal(0, (await TypeAsync($"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {key} -out {cert} -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost 2>/dev/null")).ExitCode);
         File.Copy(cert, folder["root.pem"]);
-        await using var own = Start($"{Left} exec \"$@\" {redirection}", "serve", "--listen", "https://127.0.0.1:0", "--cert", cert, "--key", key);
-        var port = new Uri((await own.ReadLineAsync())!["listening on ".Length..]).Port;
+        await using var own = Running.StartInBash($"{Left} exec \"$@\" {redirection}", "serve", "--listen", "https://127.0.0.1:0", "--cert", cert, "--key", key);
+        var port = new Uri(await own.ReadAddressAsync()).Port;
         // What is there now is no certificate, which each new connection makes the server say.
         await File.WriteAllTextAsync(cert, "half-written");
         for (var i = 0; i < 2; i++)
@@ -84,7 +84,7 @@ public class Descriptors(SharedServer server) : IClassFixture<SharedServer>
     {
         using var folder = new TempFolder();
         var address = $"unix:{folder["s"]}";
-        await using var own = Start($"exec \"$@\" {redirections}", "serve", "--listen", address);
+        await using var own = Running.StartInBash($"exec \"$@\" {redirections}", "serve", "--listen", address);
         for (var i = 0; i < 2; i++)
             Assert.Equal(new(0, "1\n5\n", ""), await Tool.RunAsync("1 5 3\n", "max", "--address", address, "--wait-for-ready"));
         own.Signal("TERM");
@@ -96,9 +96,8 @@ public class Descriptors(SharedServer server) : IClassFixture<SharedServer>
     public async Task NonBlockingDescriptors()
     {
         const string unblock = "python3 -c 'import os, sys; [os.set_blocking(fd, False) for fd in (0, 1, 2)]; os.execvp(sys.argv[1], sys.argv[1:])' \"$@\"";
-        await using var client = Start(unblock, "greet", "--address", server.Address);
-        await client.WriteLineAsync("Ada");
-        Assert.Equal("Hello Ada!", await client.ReadLineAsync());
+        await using var client = Running.StartInBash(unblock, "greet", "--address", server.Address);
+        await client.TurnAsync("Ada", "Hello Ada!");
         // Many times what a pipe holds.
         var names = Enumerable.Range(1, 200_000).Select(i => $"{i}").ToArray();
         var feeding = client.FeedAsync(Encoding.ASCII.GetBytes(string.Join('\n', names)));
@@ -154,11 +153,4 @@ public class Descriptors(SharedServer server) : IClassFixture<SharedServer>
     }
 
     Task<Result> TypeAsync(string line) => Tool.TypeAsync(line, ("STREAMER_ADDRESS", server.Address));
-
-    // The tool, started by a line of bash that has it and its arguments as "$@".
-    static Running Start(string line, params string[] arguments)
-    {
-        var (file, first) = Tool.Command;
-        return Running.StartProcess("bash", ["-c", line, "bash", file, .. first, .. arguments]);
-    }
 }

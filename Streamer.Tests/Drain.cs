@@ -36,8 +36,7 @@ public class Drain
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "1000");
         await using var running = Running.Start("max", "--address", server.Address);
-        await running.WriteLineAsync("1");
-        Assert.Equal("1", await running.ReadLineAsync());
+        await running.TurnAsync("1", "1");
 
         using var old = await RawHttp2.ConnectAsync(server.Port);
         await old.SendAsync(RawHttp2.Headers, RawHttp2.EndHeaders, 1, RawHttp2.Call("/grpc.health.v1.Health/Watch"));
@@ -57,8 +56,7 @@ public class Drain
         Assert.Equal(RawHttp2.Message(8, 5), (await old.ReadAsync(RawHttp2.Data, 3))?.Payload);
         Assert.Equal(new(78, "", $"streamer: UNAVAILABLE: nothing listens at {server.Address}\n"), await Tool.RunAsync("1\n", "max", "--address", server.Address));
 
-        await running.WriteLineAsync("2");
-        Assert.Equal("2", await running.ReadLineAsync());
+        await running.TurnAsync("2", "2");
         Assert.False(server.Process.HasExited);
         running.Input.Close();
         Assert.Equal(new(0, "", ""), await running.EndAsync());
@@ -71,8 +69,7 @@ public class Drain
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "1000");
         await using var running = Running.Start("max", "--address", server.Address);
-        await running.WriteLineAsync("1");
-        Assert.Equal("1", await running.ReadLineAsync());
+        await running.TurnAsync("1", "1");
 
         using var pool = new HttpMessageInvoker(new SocketsHttpHandler());
         Task<HttpResponseMessage> SendAsync() => pool.SendAsync(new(HttpMethod.Post, $"{server.Address}/grpc.health.v1.Health/Watch")
@@ -106,12 +103,10 @@ public class Drain
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "1000");
         await using var running = Running.Start("max", "--address", server.Address);
-        await running.WriteLineAsync("1");
-        Assert.Equal("1", await running.ReadLineAsync());
+        await running.TurnAsync("1", "1");
         server.Process.Signal("TERM");
         await Task.Delay(TimeSpan.FromSeconds(33), TestContext.Current.CancellationToken);
-        await running.WriteLineAsync("2");
-        Assert.Equal("2", await running.ReadLineAsync());
+        await running.TurnAsync("2", "2");
         running.Input.Close();
         Assert.Equal(new(0, "", ""), await running.EndAsync());
         Assert.Equal(Drained.After(1, patience: 1000), await server.Process.EndAsync());
@@ -224,8 +219,7 @@ public class Drain
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "1000");
         await using var running = Running.Start("max", "--address", server.Address);
-        await running.WriteLineAsync("1");
-        Assert.Equal("1", await running.ReadLineAsync());
+        await running.TurnAsync("1", "1");
         server.Process.Signal("TERM");
         while ((await Tool.RunAsync("1\n", "max", "--address", server.Address)).ExitCode != 78)
         {
@@ -242,9 +236,8 @@ public class Drain
     {
         string[] inside = ["--pid", "--fork", "--mount-proc", "--kill-child"];
         Skipped.Unless(OperatingSystem.IsLinux() && await CanAsync("unshare", [.. inside, "true"]), "root, to make a PID namespace on Linux");
-        var (file, first) = Tool.Command;
-        await using var container = Running.StartProcess("unshare", [.. inside, file, .. first, "serve", "--listen", "http://127.0.0.1:0"]);
-        var address = (await container.ReadLineAsync())!["listening on ".Length..];
+        await using var container = Running.StartBy("unshare", inside, "serve", "--listen", "http://127.0.0.1:0");
+        var address = await container.ReadAddressAsync();
         Assert.Equal(new(0, "1\n", ""), await Tool.RunAsync("1\n", "max", "--address", address));
         var one = File.ReadAllText($"/proc/{container.Id}/task/{container.Id}/children").Trim();
         Assert.Contains("NSpid:\t" + one + "\t1\n", File.ReadAllText($"/proc/{one}/status"));

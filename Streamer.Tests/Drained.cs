@@ -27,8 +27,7 @@ public class Drained
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "0");
         await using var running = Running.Start("max", "--address", server.Address);
-        await running.WriteLineAsync("1");
-        Assert.Equal("1", await running.ReadLineAsync());
+        await running.TurnAsync("1", "1");
         server.Process.Signal(signal);
         Assert.Equal(After(1, patience: 0, cut: 1) with { ExitCode = exitCode }, await server.Process.EndAsync());
         Assert.Equal(78, (await running.EndAsync()).ExitCode);

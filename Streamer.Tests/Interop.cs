@@ -105,8 +105,7 @@ public class Interop
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "0.5");
         await using var client = Peer.Call(peer, server.Address, Greet);
-        await client.WriteLineAsync("Ada");
-        Assert.Equal("Hello Ada!", await client.ReadLineAsync());
+        await client.TurnAsync("Ada", "Hello Ada!");
         server.Process.Signal("TERM");
         Assert.Equal(new(78, "", "UNAVAILABLE: server is shutting down\n"), await client.EndAsync());
     }
@@ -119,8 +118,7 @@ public class Interop
             Assert.Equal(new(0, "SERVING\n", ""), await Peer.CallAsync(peer, $"{service}\n", server.Address, "grpc.health.v1.Health/Check"));
         Assert.Equal(new(69, "", "NOT_FOUND: \n"), await Peer.CallAsync(peer, "nobody.Knows\n", server.Address, "grpc.health.v1.Health/Check"));
         await using var watch = Peer.Call(peer, server.Address, "grpc.health.v1.Health/Watch");
-        await watch.WriteLineAsync("streaming.GreetService");
-        Assert.Equal("SERVING", await watch.ReadLineAsync());
+        await watch.TurnAsync("streaming.GreetService", "SERVING");
         server.Process.Signal("TERM");
         Assert.Equal("NOT_SERVING", await watch.ReadLineAsync());
         Assert.Equal(Drained.After(1, patience: 30), await server.Process.EndAsync());
@@ -182,8 +180,7 @@ public class Interop
     {
         await using var server = await Peer.ServeAsync(peer);
         await using var client = Call(server, Greet);
-        await client.WriteLineAsync("Ada");
-        Assert.Equal("Hello Ada!", await client.ReadLineAsync());
+        await client.TurnAsync("Ada", "Hello Ada!");
         client.Signal("INT");
         Assert.Equal(new(130, "", ""), await client.EndAsync());
         Assert.Equal("over", await server.Process.ReadLineAsync());
@@ -271,8 +268,7 @@ public class Interop
             : (Turns(("Ada", "Hello Ada!"), ("Zoë Žižek 👋", "Hello Zoë Žižek 👋!")), "Bea\nCleo of Alexandria\n", "Hello Bea!\nHello Cleo of Alexandria!\n");
         foreach (var (line, answer) in turns)
         {
-            await client.WriteLineAsync(line);
-            Assert.Equal(answer, await client.ReadLineAsync());
+            await client.TurnAsync(line, answer);
         }
         await client.Input.WriteAsync(last);
         client.Input.Close();
@@ -365,9 +361,7 @@ static class Peer
     {
         var (file, script) = Command(peer);
         var process = Running.StartProcess(file, [script, "serve"]);
-        var line = await process.ReadLineAsync();
-        Assert.StartsWith("listening on ", line);
-        return new(process, $"http://{line!["listening on ".Length..]}");
+        return new(process, $"http://{await process.ReadAddressAsync()}");
     }
 
     public static async Task<Result> BufCurlAsync(string input, string url, params string[] arguments)

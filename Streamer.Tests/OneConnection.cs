@@ -93,8 +93,7 @@ public class OneConnection(SharedServer server) : IClassFixture<SharedServer>
         if (lines.Contains(null))
             Assert.Fail($"the client has ended: {await client.EndAsync()}");
         Assert.Equal([$"{Calls} x {status}", "Hello Ada!"], lines.Order());
-        await client.WriteLineAsync("Bea");
-        Assert.Equal("Hello Bea!", await client.ReadLineAsync());
+        await client.TurnAsync("Bea", "Hello Bea!");
         client.Input.Close();
         Assert.Equal(new(0, "", ""), await client.EndAsync());
     }

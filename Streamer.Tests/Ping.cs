@@ -84,11 +84,7 @@ public sealed class Ping(SharedServer server) : IClassFixture<SharedServer>
     }
 
     // What is told on stderr can be waited for where it comes with the answers.
-    static Running Start(params string[] arguments)
-    {
-        var (file, first) = Tool.Command;
-        return Running.StartProcess("bash", ["-c", "exec \"$@\" 2>&1", "bash", file, .. first, "ping", .. arguments]);
-    }
+    static Running Start(params string[] arguments) => Running.StartInBash("exec \"$@\" 2>&1", ["ping", .. arguments]);
 
     [Fact]
     public async Task NobodyIsPingedWhereNobodyListens()

@@ -20,8 +20,7 @@ public class Proxies
         await using var client = Running.Start("greet", "--address", site.Address);
         for (var i = 0; i < 100; i++)
         {
-            await client.WriteLineAsync($"Ada {i}");
-            Assert.Equal($"Hello Ada {i}!", await client.ReadLineAsync());
+            await client.TurnAsync($"Ada {i}", $"Hello Ada {i}!");
         }
         client.Input.Close();
         Assert.Equal(new(0, "", ""), await client.EndAsync());
@@ -142,8 +141,7 @@ public class Proxies
         await using var clients = new Group(Enumerable.Range(0, 6).Select(_ => Running.Start("greet", "--address", site.Address)));
         foreach (var client in clients)
         {
-            await client.WriteLineAsync("Ada");
-            Assert.Equal("Hello Ada!", await client.ReadLineAsync());
+            await client.TurnAsync("Ada", "Hello Ada!");
         }
         site.Servers[0].Process.Signal("TERM");
         var end = await site.Servers[0].Process.EndAsync();

@@ -1,5 +1,3 @@
-using System.Net;
-using System.Net.Sockets;
 using System.Text.RegularExpressions;
 using Xunit;
 
@@ -15,11 +13,9 @@ public class ProxyCommands
     {
         using var folder = new TempFolder();
         // Only the ports are other ones, at which nobody listens.
-        var listeners = Enumerable.Range(0, 4).Select(_ => new TcpListener(IPAddress.Loopback, 0)).ToArray();
-        Array.ForEach(listeners, listener => listener.Start());
-        var ports = listeners.Select(listener => $"{((IPEndPoint)listener.LocalEndpoint).Port}").ToArray();
-        Array.ForEach(listeners, listener => listener.Stop());
-        var text = Regex.Replace(await File.ReadAllTextAsync(Path.Combine(Tool.Folder, "..", "proxies", file)), "50051|5006[123]", match => ports[match.Value == "50051" ? 0 : match.Value[4] - '0']);
+        using FreePort proxyPort = new(), one = new(), two = new(), three = new();
+        FreePort[] ports = [proxyPort, one, two, three];
+        var text = Regex.Replace(await File.ReadAllTextAsync(Path.Combine(Tool.Folder, "..", "proxies", file)), "50051|5006[123]", match => $"{ports[match.Value == "50051" ? 0 : match.Value[4] - '0'].Number}");
         Directory.CreateDirectory(folder["proxies"]);
         File.WriteAllText(folder[$"proxies/{file}"], text);
         if (Regex.Matches(text, "^#   (.*)", RegexOptions.Multiline).Select(match => match.Groups[1].Value).ToArray() is not [var servers, var proxy, var client])

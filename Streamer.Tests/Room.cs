@@ -19,8 +19,7 @@ public class Room
             Assert.Equal(0, (await Tool.RunAsync("1\n", "max", "--address", usual.Address)).ExitCode);
             limit = Directory.GetFiles($"/proc/{usual.Process.Id}/fd").Length * 3;
         }
-        var (file, first) = Tool.Command;
-        await using var server = Running.StartProcess("prlimit", [$"--nofile={limit}:{limit}", file, .. first, "serve", "--listen", "http://127.0.0.1:0"]);
+        await using var server = Running.StartBy("prlimit", [$"--nofile={limit}:{limit}"], "serve", "--listen", "http://127.0.0.1:0");
         // Where one is left, accepting does not fail, which Kestrel would try again and again.
         await RushAsync(server, () => Assert.InRange(Directory.GetFiles($"/proc/{server.Id}/fd").Length, 1, limit - 1));
     }
@@ -28,15 +27,14 @@ public class Room
     [Fact]
     public async Task MemoryIsNeverUsedUp()
     {
-        var (file, first) = Tool.Command;
-        await using var server = Running.StartProcess(file, [.. first, "serve", "--listen", "http://127.0.0.1:0"], ("DOTNET_GCHeapHardLimit", 100_000_000.ToString("x", CultureInfo.InvariantCulture)));
+        await using var server = Running.StartWith([("DOTNET_GCHeapHardLimit", 100_000_000.ToString("x", CultureInfo.InvariantCulture))], "serve", "--listen", "http://127.0.0.1:0");
         await RushAsync(server, () => { });
     }
 
     // As many as there is room for are served, and the others refused; with each that ends there is room for a new one.
     static async Task RushAsync(Running server, Action look)
     {
-        var port = new Uri((await server.ReadLineAsync())!["listening on ".Length..]).Port;
+        var port = new Uri(await server.ReadAddressAsync()).Port;
         var served = new List<RawHttp2>();
         for (var i = 0; i < Peers; i++)
             if (await TryAsync() is { } peer)

@@ -19,8 +19,7 @@ public class Streaming(SharedServer server) : IClassFixture<SharedServer>
         await using var client = Start("max");
         for (var i = 1; i <= 1000; i++)
         {
-            await client.WriteLineAsync($"{i}");
-            Assert.Equal($"{i}", await client.ReadLineAsync());
+            await client.TurnAsync($"{i}", $"{i}");
         }
         client.Input.Close();
         Assert.Equal(new(0, "", ""), await client.EndAsync());
@@ -32,8 +31,7 @@ public class Streaming(SharedServer server) : IClassFixture<SharedServer>
         await using var client = Start("greet");
         for (var i = 1; i <= 1000; i++)
         {
-            await client.WriteLineAsync($"Ada {i}");
-            Assert.Equal($"Hello Ada {i}!", await client.ReadLineAsync());
+            await client.TurnAsync($"Ada {i}", $"Hello Ada {i}!");
         }
         client.Input.Close();
         Assert.Equal(new(0, "", ""), await client.EndAsync());
@@ -102,8 +100,7 @@ public class Streaming(SharedServer server) : IClassFixture<SharedServer>
     {
         await using var own = await RunningServer.StartAsync();
         await using var client = Running.Start("max", "--address", own.Address);
-        await client.WriteLineAsync("0");
-        Assert.Equal("0", await client.ReadLineAsync());
+        await client.TurnAsync("0", "0");
         own.Process.Signal("STOP");
         var (_, unfinished) = await FeedUntilStuckAsync(client, null, _ => Repeat("1\n"u8));
         AssertConstantMemory(client, own.Process);
@@ -175,8 +172,7 @@ public class Streaming(SharedServer server) : IClassFixture<SharedServer>
     {
         await using var own = await RunningServer.StartAsync();
         await using var idle = Running.Start("greet", "--address", own.Address);
-        await idle.WriteLineAsync("Ada");
-        Assert.Equal("Hello Ada!", await idle.ReadLineAsync());
+        await idle.TurnAsync("Ada", "Hello Ada!");
         await using var busy = Running.Start("greet", "--address", own.Address);
         var (_, unfinished) = await FeedUntilStuckAsync(busy, own.Process, _ => Repeat("Ada\n"u8));
         idle.Signal("KILL");
@@ -195,13 +191,11 @@ public class Streaming(SharedServer server) : IClassFixture<SharedServer>
     {
         await using var first = Start("max");
         await using var second = Start("max");
-        await second.WriteLineAsync("1");
-        Assert.Equal("1", await second.ReadLineAsync());
+        await second.TurnAsync("1", "1");
         await Task.Delay(TimeSpan.FromSeconds(20));
         foreach (var client in new[] { first, second })
         {
-            await client.WriteLineAsync("2");
-            Assert.Equal("2", await client.ReadLineAsync());
+            await client.TurnAsync("2", "2");
             client.Input.Close();
             Assert.Equal(new(0, "", ""), await client.EndAsync());
         }

@@ -181,9 +181,8 @@ public class Terminals(SharedServer server) : IClassFixture<SharedServer>
     [Fact]
     public async Task NohupIsHonoured()
     {
-        var (file, first) = Tool.Command;
-        await using var own = Running.StartProcess("nohup", [file, .. first, "serve", "--listen", "http://127.0.0.1:0"]);
-        var address = (await own.ReadLineAsync())!["listening on ".Length..];
+        await using var own = Running.StartBy("nohup", [], "serve", "--listen", "http://127.0.0.1:0");
+        var address = await own.ReadAddressAsync();
         own.Signal("HUP");
         Assert.Equal(new(0, "1\n", ""), await Tool.RunAsync("1\n", "max", "--address", address));
         // It is the first signal, so it gives no code.

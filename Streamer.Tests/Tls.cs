@@ -97,8 +97,7 @@ public sealed class Tls : IDisposable
     {
         await using var server = await ServeAsync();
         await using var old = Running.Start("max", "--address", server.Address, "--cacert", certificates.Root);
-        await old.WriteLineAsync("1");
-        Assert.Equal("1", await old.ReadLineAsync());
+        await old.TurnAsync("1", "1");
 
         using var later = new Certificates();
         foreach (var (from, to) in new[] { (later.Server.Cert, certificates.Server.Cert), (later.Server.Key, certificates.Server.Key) })
@@ -106,8 +105,7 @@ public sealed class Tls : IDisposable
         Ok(await MaxAsync(server.Address, "--cacert", later.Root));
         Fails(Unavailable, "UNAVAILABLE: the server's certificate is refused: no trusted root vouches for it (see --cacert)", await MaxAsync(server.Address, "--cacert", certificates.Root));
 
-        await old.WriteLineAsync("2");
-        Assert.Equal("2", await old.ReadLineAsync());
+        await old.TurnAsync("2", "2");
 
         // What cannot be used is told and not used.
         File.WriteAllText(certificates.Server.Cert, "-----BEGIN CERTIFICATE-----\n");

@@ -85,6 +85,17 @@ sealed class Running : IAsyncDisposable
         return StartProcess(file, [.. first, .. arguments], environment);
     }
 
+    /// <summary>Starts the tool by another program.</summary>
+    /// <param name="before">That one's arguments that come before the tool and its own.</param>
+    public static Running StartBy(string program, string[] before, params string[] arguments)
+    {
+        var (file, first) = Tool.Command;
+        return StartProcess(program, [.. before, file, .. first, .. arguments]);
+    }
+
+    /// <summary>Starts the tool by a line of bash that has it and its arguments as "$@".</summary>
+    public static Running StartInBash(string line, params string[] arguments) => StartBy("bash", ["-c", line, "bash"], arguments);
+
     /// <summary>Starts any program.</summary>
     public static Running StartProcess(string file, string[] arguments, params (string Name, string? Value)[] environment)
     {
@@ -178,6 +189,21 @@ sealed class Running : IAsyncDisposable
     /// <summary>The next line of stdout; null at its end.</summary>
     public Task<string?> ReadLineAsync() => Output.ReadLineAsync().WaitAsync(Tool.Patience);
 
+    /// <summary>Writes a line and takes its answer.</summary>
+    public async Task TurnAsync(string line, string answer)
+    {
+        await WriteLineAsync(line);
+        Assert.Equal(answer, await ReadLineAsync());
+    }
+
+    /// <summary>The next address that a server says it listens at.</summary>
+    public async Task<string> ReadAddressAsync()
+    {
+        const string ready = "listening on ";
+        var line = await ReadLineAsync();
+        return line?.StartsWith(ready) == true ? line[ready.Length..] : throw new InvalidOperationException($"the server did not start: {line} {await EndAsync()}");
+    }
+
     /// <summary>Writes all of the input and closes it; a process that ends before it has read all is fine.</summary>
     public async Task FeedAsync(byte[] input)
     {
@@ -234,15 +260,9 @@ sealed class RunningServer : IAsyncDisposable
     public static async Task<RunningServer> StartWithAsync((string Name, string? Value)[] environment, int endpoints, params string[] arguments)
     {
         var process = Running.StartWith(environment, ["serve", .. arguments]);
-        const string ready = "listening on ";
         var addresses = new string[endpoints];
         for (var i = 0; i < endpoints; i++)
-        {
-            var line = await process.ReadLineAsync();
-            if (line?.StartsWith(ready) != true)
-                throw new InvalidOperationException($"the server did not start: {line} {await process.EndAsync()}");
-            addresses[i] = line[ready.Length..];
-        }
+            addresses[i] = await process.ReadAddressAsync();
         return new(process, addresses);
     }
 

@@ -40,8 +40,7 @@ public sealed class UnixSockets : IDisposable
         await using var server = await RunningServer.StartAsync(1, "--listen", Address);
         if (!OperatingSystem.IsWindows())
             File.SetUnixFileMode(folder, (UnixFileMode)0b111_101_101);
-        var (file, first) = Tool.Command;
-        await using var client = Running.StartProcess("setpriv", ["--reuid=65534", "--regid=65534", "--clear-groups", file, .. first, "max", "--address", Address]);
+        await using var client = Running.StartBy("setpriv", ["--reuid=65534", "--regid=65534", "--clear-groups"], "max", "--address", Address);
         client.Input.Close();
         Assert.Equal(new(78, "", $"streamer: UNAVAILABLE: cannot connect to {Address}: Permission denied\n"), await client.EndAsync());
     }

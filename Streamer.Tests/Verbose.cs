@@ -20,8 +20,7 @@ public sealed class Verbose(SharedServer server) : IClassFixture<SharedServer>
         foreach (var (command, line, answer) in new[] { ("max", "5", "5"), ("greet", "Ada  Lovelace", "Hello Ada Lovelace!") })
         {
             await using var client = Running.Start(command, "--address", server.Address, "-v", "-H", "x-trace: 1");
-            await client.WriteLineAsync(line);
-            Assert.Equal(answer, await client.ReadLineAsync());
+            await client.TurnAsync(line, answer);
             client.Input.Close();
             shown.Append($"{command}\n{InOrder(await client.EndAsync())}");
         }
@@ -115,8 +114,7 @@ public sealed class Verbose(SharedServer server) : IClassFixture<SharedServer>
             reset.SetResult(await peer.ReadAsync());
         });
         await using var client = Running.Start("max", "--address", fake.Address);
-        await client.WriteLineAsync("5");
-        Assert.Equal("7", await client.ReadLineAsync());
+        await client.TurnAsync("5", "7");
         client.Signal("INT");
         Assert.Equal(new(130, "", ""), await client.EndAsync());
         var last = await reset.Task.WaitAsync(Tool.Patience);
@@ -126,8 +124,7 @@ public sealed class Verbose(SharedServer server) : IClassFixture<SharedServer>
     [Fact]
     public async Task RetriesAreShown()
     {
-        var (file, first) = Tool.Command;
-        await using var client = Running.StartProcess("bash", ["-c", "exec \"$@\" 2>&1", "bash", file, .. first, "max", "--address", "http://127.0.0.1:1", "-v", "--wait-for-ready"]);
+        await using var client = Running.StartInBash("exec \"$@\" 2>&1", "max", "--address", "http://127.0.0.1:1", "-v", "--wait-for-ready");
         for (var i = 0; i < 2; i++)
             Assert.Matches(@"^ *[0-9.]+ \* nothing listens at http://127\.0\.0\.1:1: to be tried again$", await client.ReadLineAsync());
     }
