@@ -691,10 +691,11 @@ static class Build
         // As many numbers as make start-up small.
         var numbers = tiny ? 100_000 : 40_000_000;
         var project = Path.Combine(sources, "Streamer.csproj");
-        yield return new(name, commit, Publish(name, project, "streamer", into, ReadyToRun) ?? throw new BenchException(LeftOut[^1]), numbers, numbers, IsPeer: false);
+        // As its packages are built.
+        yield return new(name, commit, Publish(name, project, "streamer", into, [.. ReadyToRun, "-p:_IsPacking=true", "-p:PublishAot=false"]) ?? throw new BenchException(LeftOut[^1]), numbers, numbers, IsPeer: false);
         if (tiny)
             LeftOut.Add($"{native}: not part of a tiny run");
-        else if (Publish(native, project, "streamer", into, ["-p:PublishAot=true"]) is { } program)
+        else if (Publish(native, project, "streamer", into, ["-p:_IsPacking=true", "-p:PublishAot=true"]) is { } program)
             yield return new(native, commit, program, numbers, numbers, IsPeer: false);
     }
 
