@@ -103,7 +103,7 @@ static class Program
         if (stray is null && fault is null)
             return null;
         var commands = command == root ? root.Subcommands : [command];
-        if (commands.FirstOrDefault(one => one.Options.Any(option => option.Name == stray?.Split('=')[0])) is { } owner)
+        if (commands.FirstOrDefault(one => one.Options.Any(option => option.Aliases.Append(option.Name).Contains(stray?.Split('=')[0]))) is { } owner)
             return $"{stray} goes behind the command, as in: streamer {owner.Name} {stray} ...";
         if (command.Name is "max" or "greet" && stray is [not ('-' or '['), ..] or ['-', >= '0' and <= '9', ..])
             return $"{command.Name} takes its input from stdin, not \"{stray}\" from the command line, as in: {Example(command)}";
@@ -1352,11 +1352,17 @@ sealed class Server : IAsyncDisposable
                 listen.Protocols = HttpProtocols.Http2;
                 listen.Use(next => async connection =>
                 {
-                    if (Interlocked.Increment(ref connections) <= maxConnections)
-                        await next(connection);
-                    else if (Interlocked.Increment(ref refused) == 1)
-                        Program.Tell($"there is no room for more than {maxConnections} connections: others are refused");
-                    Interlocked.Decrement(ref connections);
+                    try
+                    {
+                        if (Interlocked.Increment(ref connections) <= maxConnections)
+                            await next(connection);
+                        else if (Interlocked.Increment(ref refused) == 1)
+                            Program.Tell($"there is no room for more than {maxConnections} connections: others are refused");
+                    }
+                    finally
+                    {
+                        Interlocked.Decrement(ref connections);
+                    }
                 });
                 // Closed at once after its GOAWAY, a connection would answer what the peer is sending with a TCP reset,
                 // which may cost the peer answers that it has not read yet.
@@ -1458,6 +1464,7 @@ sealed class Server : IAsyncDisposable
         // Otherwise grpc-dotnet has UNKNOWN for them. An IOException as such tells of a length of 2 GiB or more.
         Status? StatusOf(Exception e) => e switch
         {
+            RpcException known => known.Status,
             OperationCanceledException when expired.IsCancellationRequested => ShuttingDown,
             InvalidProtocolBufferException or InvalidDataException => new(StatusCode.Internal, $"a message is malformed: {e.Message}"),
             IOException when e.GetType() == typeof(IOException) => new(StatusCode.ResourceExhausted, e.Message),
@@ -1739,7 +1746,7 @@ static class Tls
                     if (Changed() is var now && now != loaded)
                         (context, loaded) = (OwnCertificate(cert, key!), now);
                 }
-                catch (Problem e)
+                catch (Exception e) when (e is Problem or IOException or UnauthorizedAccessException)
                 {
                     // A file caught half-written: the certificate in use stays, and the next connection looks again.
                     Program.Tell($"keeping the old certificate: {e.Message}");
@@ -1860,7 +1867,7 @@ sealed class Client(CallSettings settings, Trace trace)
         if (settings.Deadline is { } deadline)
             stop.CancelAfter(deadline);
         // stdin and stdout may block a thread each, and the call needs some besides.
-        ThreadPool.SetMinThreads(4, 1);
+        ThreadPool.SetMinThreads(Math.Max(4, Environment.ProcessorCount), 1);
         var call = CallAsync(read, print);
         var over = Task.WhenAny(call, signalled.Task);
         var showing = Trace.ShowAsync(over);
@@ -2272,7 +2279,7 @@ sealed class Ping(Client client, TimeSpan every, long count)
     static readonly TimeSpan late = TimeSpan.FromSeconds(1);
 
     readonly ConcurrentDictionary<long, long> unanswered = [];
-    readonly List<double> times = [];
+    readonly ConcurrentQueue<double> times = [];
     readonly PeriodicTimer timer = new(Timeout.InfiniteTimeSpan);
     long last;
 
@@ -2285,16 +2292,16 @@ sealed class Ping(Client client, TimeSpan every, long count)
             if (Late().DefaultIfEmpty().Max() is > 0 and var seconds)
                 Stdio.Tell($"no answer for {Math.Floor(seconds)} s");
         var (trace, lost) = (client.Trace, Late().Count());
-        times.Sort();
-        if (trace.Sent > 0)
-            Stdio.Tell($"{trace.Sent} sent, {times.Count} answered, {lost} lost, {trace.Sent - times.Count - lost} under way");
-        if (times.Count > 0)
-            Stdio.Tell($"minimum {times[0]:0.00} ms, median {times[(times.Count - 1) / 2]:0.00} ms, 99th percentile {times[(times.Count * 99 - 1) / 100]:0.00} ms, maximum {times[^1]:0.00} ms");
-        if (trace.Sent > 0)
+        double[] sorted = [.. times.Order()];
+        if (last > 0)
+            Stdio.Tell($"{last} sent, {sorted.Length} answered, {lost} lost, {last - sorted.Length - lost} under way");
+        if (sorted.Length > 0)
+            Stdio.Tell($"minimum {sorted[0]:0.00} ms, median {sorted[(sorted.Length - 1) / 2]:0.00} ms, 99th percentile {sorted[(sorted.Length * 99 - 1) / 100]:0.00} ms, maximum {sorted[^1]:0.00} ms");
+        if (last > 0)
             Stdio.Tell($"the stream lived for {trace.Seconds:0.0##} s, ended by {trace.EndedBy}");
-        if (times.Count == 0 || calling.Exception?.InnerException is not Problem { ExitCode: 64 + (int)StatusCode.DeadlineExceeded })
+        if (sorted.Length == 0 || calling.Exception?.InnerException is not Problem { ExitCode: 64 + (int)StatusCode.DeadlineExceeded })
             await calling;
-        return lost == 0 && times.Count > 0 ? 0 : 1;
+        return lost == 0 && sorted.Length > 0 ? 0 : 1;
     }
 
     IEnumerable<double> Late() => unanswered.Values.Select(client.Trace.Since).Where(seconds => seconds >= late.TotalSeconds);
@@ -2317,8 +2324,9 @@ sealed class Ping(Client client, TimeSpan every, long count)
         foreach (var answer in answers)
             if (unanswered.TryRemove(answer.Value, out var sent))
             {
-                times.Add(client.Trace.Since(sent) * 1000);
-                Stdio.Output.Write(Encoding.UTF8.GetBytes($"answer {answer.Value}: {times[^1]:0.00} ms\n"));
+                var time = client.Trace.Since(sent) * 1000;
+                times.Enqueue(time);
+                Stdio.Output.Write(Encoding.UTF8.GetBytes($"answer {answer.Value}: {time:0.00} ms\n"));
             }
     }
 }

@@ -161,6 +161,7 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
         streamer --address=http://127.0.0.1:1 max
         streamer --address http://127.0.0.1:1
         streamer --listen http://127.0.0.1:0 serve
+        streamer -v max
         streamer max --listen http://127.0.0.1:0
         streamer max 1 5 3
         streamer max -- -1

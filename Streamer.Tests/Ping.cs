@@ -83,6 +83,24 @@ public sealed class Ping(SharedServer server) : IClassFixture<SharedServer>
         Assert.Equal(1, (await ping.EndAsync()).ExitCode);
     }
 
+    [Fact]
+    public async Task NumbersThatCannotLeaveAreCountedToo()
+    {
+        const int initialWindowSize = 4;
+        await using var fake = new FakeServer(async peer =>
+        {
+            await peer.ReadRequestAsync();
+            await peer.ReadAsync();
+            await peer.SendAsync(Frame.Settings((initialWindowSize, 0)));
+        });
+        await using var ping = Start("--address", fake.Address, "--every", "0.01");
+        // By then those are lost too that the window has held back.
+        while (await ping.ReadLineAsync() is "no answer for 1 s")
+            ;
+        ping.Signal("INT");
+        Assert.Matches(@"\A[0-9]+ sent, 0 answered, [1-9][0-9]* lost, [0-9]+ under way\n", (await ping.EndAsync()).Output);
+    }
+
     // What is told on stderr can be waited for where it comes with the answers.
     static Running Start(params string[] arguments) => Running.StartInBash("exec \"$@\" 2>&1", ["ping", .. arguments]);
 

@@ -120,6 +120,26 @@ public sealed class Tls : IDisposable
     }
 
     [Fact]
+    public async Task WhereNoFileCanBeLookedAtTheOldCertificateStays()
+    {
+        using var folder = new TempFolder();
+        var (cert, key) = (folder["now/cert.pem"], folder["now/key.pem"]);
+        Directory.CreateDirectory(folder["now"]);
+        File.Copy(certificates.Server.Cert, cert);
+        File.Copy(certificates.Server.Key, key);
+        await using var server = await RunningServer.StartAsync(1, "--listen", "https://127.0.0.1:0", "--cert", cert, "--key", key);
+        // A link to itself: to root, whom no mode keeps out, there is nothing else that cannot be looked at.
+        Directory.Move(folder["now"], folder["old"]);
+        File.CreateSymbolicLink(folder["now"], folder["now"]);
+        Ok(await MaxAsync(server.Address, "--cacert", certificates.Root));
+        File.Delete(folder["now"]);
+        server.Process.Signal("TERM");
+        var end = await server.Process.EndAsync();
+        Assert.Equal((0, ""), (end.ExitCode, end.Output));
+        Assert.StartsWith("streamer: keeping the old certificate: ", end.Error);
+    }
+
+    [Fact]
     public async Task OnlyH2IsNegotiated()
     {
         await using var server = await ServeAsync();

@@ -173,6 +173,27 @@ public sealed class Verbose(SharedServer server) : IClassFixture<SharedServer>
     }
 
     [Fact]
+    public async Task ServeTellsTheStatusThatThePeerGets()
+    {
+        await using var own = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "-v");
+        await using var peer = await Http2Peer.ConnectAsync(own.Port);
+        foreach (var (status, body, fields) in new (Status, byte[], (string, string?)[])[]
+        {
+            (Status.ResourceExhausted, Grpc.Prefix(5_000_000, 0), []),
+            (Status.Internal, [.. Grpc.Numbers(1), 0, 0], []),
+            (Status.Unimplemented, Grpc.Message(Grpc.Field(1, 5), flag: 1), [("grpc-encoding", "br")]),
+        })
+        {
+            var stream = await peer.RequestAsync(Grpc.FindMaximum, fields);
+            await peer.SendAsync(Frame.Data(stream, body, end: true));
+            Assert.Equal(status, (await peer.ReadResponseAsync(stream)).Status);
+        }
+        own.Process.Signal("TERM");
+        var told = (await own.Process.EndAsync()).Error;
+        Assert.Matches("(?s)stream 1: RESOURCE_EXHAUSTED, .*stream 2: INTERNAL, .*stream 3: UNIMPLEMENTED, ", told);
+    }
+
+    [Fact]
     public async Task ATerminalShowsTheNumbersWhileTheyGrow()
     {
         using var folder = new TempFolder();
