@@ -18,11 +18,9 @@ static class Program
 {
     sealed class Help : SynchronousCommandLineAction
     {
-        readonly HelpAction usual = new() { MaxWidth = 80 };
-
         public override int Invoke(ParseResult parsed)
         {
-            var result = usual.Invoke(parsed);
+            var result = new HelpAction { MaxWidth = 80 }.Invoke(parsed);
             parsed.InvocationConfiguration.Output.WriteLine($"""
                 Example: {Example(parsed.CommandResult.Command)}
                 Exit codes: 0 OK; 1 bad input or output; 2 bad command line; 64 + N when a call
@@ -61,20 +59,19 @@ static class Program
             CompletionCommand(),
         };
         root.Options.OfType<HelpOption>().Single().Action = new Help();
-        // Nobody but the completion's scripts speaks in directives.
-        var isSuggesting = args is [{ } first, { } line] && line.Contains("streamer") && first.StartsWith("[suggest:", StringComparison.Ordinal) && first.EndsWith(']') && int.TryParse(first[9..^1], NumberStyles.None, null, out _);
+        var isSuggesting = IsSuggesting(args);
         if (!isSuggesting)
             root.Directives.Clear();
         // A name on the command line may begin with @: it is not a file of arguments.
         var parsed = root.Parse(args is [] ? ["--help"] : args, new() { ResponseFileTokenReplacer = null });
-        if (parsed.Action is not Help && !isSuggesting && Fault(parsed) is { } fault)
-            return Fail(2, fault);
         var output = new StringWriter();
         try
         {
+            if (parsed.Action is not Help && !isSuggesting && Fault(parsed) is { } fault)
+                throw new Problem(2, fault);
             // Signals are ours: System.CommandLine would end the process two seconds after one.
             var exitCode = await parsed.InvokeAsync(new() { Output = output, ProcessTerminationTimeout = null, EnableDefaultExceptionHandler = false });
-            // Only help, the version and suggestions are in here; what a signal has ended may be writing to stdout still.
+            // Only help, the version, completion and suggestions are in here; what a signal has ended may be writing to stdout still.
             if (output.ToString() is { Length: > 0 } text)
             {
                 Stdio.Output.Write(Encoding.UTF8.GetBytes(text));
@@ -84,7 +81,9 @@ static class Program
         }
         catch (Problem e)
         {
-            return e.ExitCode == 0 ? 0 : Fail(e.ExitCode, e.Message);
+            if (e.ExitCode != 0)
+                Tell(e.Message);
+            return e.ExitCode;
         }
         catch (InvalidOperationException) when (isSuggesting)
         {
@@ -92,6 +91,10 @@ static class Program
             return 0;
         }
     }
+
+    // What the completion's scripts send. Nobody else speaks in directives: in brackets is a wrong argument like any other.
+    static bool IsSuggesting(string[] args) =>
+        args is [['[', 's', 'u', 'g', 'g', 'e', 's', 't', ':', .. var position, ']'], var line] && line.Contains("streamer") && int.TryParse(position, NumberStyles.None, null, out _);
 
     // What is wrong with a command line, where to put it right, and where there is more to read.
     static string? Fault(ParseResult parsed)
@@ -125,12 +128,12 @@ static class Program
 
     static Command ServeCommand()
     {
-        var listen = Option<string[]>("--listen", "URL", "http://HOST:PORT, https://HOST:PORT or unix:/PATH, where HOST is localhost, an IP address or * and port 0 a free one; repeatable [default: http://localhost:50051]");
-        var cert = Option<string>("--cert", "FILE", "PEM file with the certificate and its chain; a new one there is used for new connections");
-        var key = Option<string>("--key", "FILE", "PEM file with the certificate's private key");
-        var clientCa = Option<string>("--client-ca", "FILE", "PEM file with roots that must vouch for clients");
-        var drain = Option<string>("--drain", "TIME", "how long running streams may go on after a signal; a second one ends at once [default: 30]");
-        var verbose = Verbose("tell of each stream on stderr");
+        var listen = NewOption<string[]>("--listen", "URL", "http://HOST:PORT, https://HOST:PORT or unix:/PATH, where HOST is localhost, an IP address or * and port 0 a free one; repeatable [default: http://localhost:50051]");
+        var cert = NewOption<string>("--cert", "FILE", "PEM file with the certificate and its chain; a new one there is used for new connections");
+        var key = NewOption<string>("--key", "FILE", "PEM file with the certificate's private key");
+        var clientCa = NewOption<string>("--client-ca", "FILE", "PEM file with roots that must vouch for clients");
+        var drain = NewOption<string>("--drain", "TIME", "how long running streams may go on after a signal; a second one ends at once [default: 30]");
+        var verbose = NewOption<bool>("--verbose", null, "tell of each stream on stderr", "-v");
         var command = new Command("serve", "Serve both RPCs, health checking and reflection over gRPC.") { listen, cert, key, clientCa, drain, verbose };
         listen.CompletionSources.Add(Endpoint.Default);
         command.SetAction(async (parsed, _) =>
@@ -145,26 +148,26 @@ static class Program
 
     static Command PingCommand()
     {
-        var every = Option<string>("--every", "TIME", "from one number to the next [default: 1]");
-        var count = Option<string>("--count", "N", "how many numbers to send [default: no end]");
+        var every = NewOption<string>("--every", "TIME", "from one number to the next [default: 1]");
+        var count = NewOption<string>("--count", "N", "how many numbers to send [default: no end]");
         return ClientCommand("ping", "Keep a stream open and time its answers.", findMaximum,
-            (client, parsed) => new Ping(client, Duration("--every", 0.001, parsed.GetValue(every) ?? "1"), Number("--count", parsed.GetValue(count) ?? $"{long.MaxValue}")).RunAsync(), every, count);
+            (client, parsed) => new Ping(client, Duration("--every", 0.001, parsed.GetValue(every) ?? "1"), parsed.GetValue(count) is { } text ? Count(text) : long.MaxValue).RunAsync(), every, count);
     }
 
     static Command ClientCommand(string name, string description, string[] rpcs, Func<Client, ParseResult, Task<int>> run, params Option[] ofPing)
     {
-        var isPing = name == "ping";
-        var address = Option<string>("--address", "URL", isPing ? "the server [default: $STREAMER_ADDRESS or localhost:50051]" : "HOST:PORT, https://HOST:PORT or unix:/PATH [default: $STREAMER_ADDRESS, else localhost:50051, else its own]");
-        var method = Option<string>("--method", "NAME", $"[default: {rpcs[0]}]");
-        var deadline = Option<string>("--deadline", "TIME", "how long the call may take: 5, 5s, 500ms, 1m");
-        var wait = Option<bool>("--wait-for-ready", null, "retry the connection until the deadline");
-        var header = Option<string[]>("-H", "name: value", "metadata; base64 for names in -bin; repeatable");
-        var caCert = Option<string>("--cacert", "FILE", "PEM file with roots to trust, not the system's");
-        var cert = Option<string>("--cert", "FILE", "PEM file with a client certificate and chain");
-        var key = Option<string>("--key", "FILE", "PEM file with its private key");
-        var insecure = Option<bool>("--insecure", null, "do not verify the server's certificate");
-        var verbose = Verbose("show the stream on stderr: what leaves, what comes, when");
-        var stats = Option<bool>("--stats", null, "count and time the messages on stderr");
+        var isPing = ofPing.Length > 0;
+        var address = NewOption<string>("--address", "URL", isPing ? "the server [default: $STREAMER_ADDRESS or localhost:50051]" : "HOST:PORT, https://HOST:PORT or unix:/PATH [default: $STREAMER_ADDRESS, else localhost:50051, else its own]");
+        var method = NewOption<string>("--method", "NAME", $"[default: {rpcs[0]}]");
+        var deadline = NewOption<string>("--deadline", "TIME", "how long the call may take: 5, 5s, 500ms, 1m");
+        var wait = NewOption<bool>("--wait-for-ready", null, "retry the connection until the deadline");
+        var header = NewOption<string[]>("-H", "name: value", "metadata; base64 for names in -bin; repeatable");
+        var caCert = NewOption<string>("--cacert", "FILE", "PEM file with roots to trust, not the system's");
+        var cert = NewOption<string>("--cert", "FILE", "PEM file with a client certificate and chain");
+        var key = NewOption<string>("--key", "FILE", "PEM file with its private key");
+        var insecure = NewOption<bool>("--insecure", null, "do not verify the server's certificate");
+        var verbose = NewOption<bool>("--verbose", null, "show the stream on stderr: what leaves, what comes, when", "-v");
+        var stats = NewOption<bool>("--stats", null, "count and time the messages on stderr");
         var command = new Command(name, description) { address, method, deadline, wait, header, caCert, cert, key, insecure, verbose };
         foreach (var option in isPing ? ofPing : [stats])
             command.Add(option);
@@ -173,19 +176,14 @@ static class Program
         command.SetAction((parsed, _) =>
         {
             var asked = parsed.GetValue(address) ?? (Environment.GetEnvironmentVariable("STREAMER_ADDRESS") is { Length: > 0 } set ? set : null);
-            return run(new(new(Endpoint.Parse(asked ?? Endpoint.Default), ParseMethod(parsed.GetValue(method) ?? rpcs[0]), ParseMetadata(parsed.GetValue(header) ?? []),
+            return run(new Client(new CallSettings(Endpoint.Parse(asked ?? Endpoint.Default), ParseMethod(parsed.GetValue(method) ?? rpcs[0]), ParseMetadata(parsed.GetValue(header) ?? []),
                 Deadline: parsed.GetValue(deadline) is { } text ? Duration("--deadline", 0.001, text) : null,
                 WaitForReady: parsed.GetValue(wait),
                 ReadsInput: !isPing,
                 MayServeItself: asked is null && !isPing,
-                Roots: parsed.GetValue(caCert) is { } file ? Tls.Roots(file) : null,
-                Certificate: (parsed.GetValue(cert), parsed.GetValue(key)) switch
-                {
-                    ({ } chain, { } secret) => Tls.OwnCertificate(chain, secret),
-                    (null, null) => null,
-                    _ => throw new Problem(2, "--cert and --key go together"),
-                },
-                Insecure: parsed.GetValue(insecure)), new(parsed.GetValue(verbose), parsed.GetValue(stats))), parsed);
+                Trust: Tls.Trust(parsed.GetValue(caCert)),
+                Certificate: Tls.OwnCertificate(parsed.GetValue(cert), parsed.GetValue(key)),
+                Insecure: parsed.GetValue(insecure)), new Trace(parsed.GetValue(verbose), parsed.GetValue(stats))), parsed);
         });
         return command;
     }
@@ -195,23 +193,17 @@ static class Program
         var shell = new Argument<string>("SHELL") { HelpName = "SHELL", Description = "bash, zsh or fish" };
         shell.CompletionSources.Add("bash", "zsh", "fish");
         var command = new Command("completion", "Print what bash, zsh or fish sources to complete.") { shell };
-        command.SetAction((parsed, _) =>
+        command.SetAction(parsed => parsed.InvocationConfiguration.Output.Write(parsed.GetValue(shell) switch
         {
-            Stdio.Output.Write(Encoding.UTF8.GetBytes(parsed.GetValue(shell) switch
-            {
-                "bash" => """_streamer() { local IFS=$'\n'; COMPREPLY=($(compgen -W "$(streamer "[suggest:$COMP_POINT]" "$COMP_LINE")" -- "$2")); }; complete -o default -F _streamer streamer""",
-                "zsh" => """_streamer() { local line="streamer ${words[2,CURRENT-1]} $PREFIX"; compadd -- ${(f)"$(streamer "[suggest:$#line]" "$line")"} || _files; }; compdef _streamer streamer""",
-                "fish" => """complete -c streamer -f -a '(set -l line (commandline -cp); streamer "[suggest:"(string length -- "$line")"]" "$line" | string match -r ".+"; or __fish_complete_path (commandline -ct))'""",
-                var other => throw new Problem(2, $"completion is for bash, zsh and fish, not for \"{other}\""),
-            } + "\n"));
-            return Stdio.FlushAsync();
-        });
+            "bash" => """_streamer() { local IFS=$'\n'; COMPREPLY=($(compgen -W "$(streamer "[suggest:$COMP_POINT]" "$COMP_LINE")" -- "$2")); }; complete -o default -F _streamer streamer""",
+            "zsh" => """_streamer() { local line="streamer ${words[2,CURRENT-1]} $PREFIX"; compadd -- ${(f)"$(streamer "[suggest:$#line]" "$line")"} || _files; }; compdef _streamer streamer""",
+            "fish" => """complete -c streamer -f -a '(set -l line (commandline -cp); streamer "[suggest:"(string length -- "$line")"]" "$line" | string match -r ".+"; or __fish_complete_path (commandline -ct))'""",
+            var other => throw new Problem(2, $"completion is for bash, zsh and fish, not for \"{other}\""),
+        } + "\n"));
         return command;
     }
 
-    static Option<T> Option<T>(string name, string? value, string description) => new(name) { HelpName = value, Description = description };
-
-    static Option<bool> Verbose(string description) => new("--verbose", "-v") { Description = description };
+    static Option<T> NewOption<T>(string name, string? value, string description, params string[] aliases) => new(name, aliases) { HelpName = value, Description = description };
 
     // 5, 5s, 500ms, 1m or 1h; at most 46 days, which every timer can tell.
     static TimeSpan Duration(string option, double least, string text)
@@ -222,20 +214,14 @@ static class Program
             ? TimeSpan.FromSeconds(seconds) : throw new Problem(2, $"{option} takes seconds from {least} to 4000000, or 500ms, 5s, 1m, 1h, not \"{text}\"");
     }
 
-    static long Number(string option, string text) =>
-        long.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var number) && number > 0 ? number : throw new Problem(2, $"{option} takes a number from 1, not \"{text}\"");
+    static long Count(string text) =>
+        long.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var count) && count > 0 ? count : throw new Problem(2, $"--count takes a number from 1, not \"{text}\"");
 
     /// <summary>--method's SERVICE/METHOD.</summary>
     /// <exception cref="Problem">It is not two names with a slash between them.</exception>
     static (string Service, string Name) ParseMethod(string text) =>
         text.TrimStart('/') is var name && name.All(c => char.IsAsciiLetterOrDigit(c) || c is '.' or '_' or '/') && name.Split('/') is [{ Length: > 0 } service, { Length: > 0 } method]
             ? (service, method) : throw new Problem(2, $"--method takes SERVICE/METHOD, not \"{text}\"");
-
-    // Headers that tell how a call or a connection works (RFC 9113, section 8.2.2), and those that gRPC sets.
-    static readonly string[] reserved =
-    [
-        "te", "content-type", "user-agent", "host", "connection", "proxy-connection", "keep-alive", "transfer-encoding", "content-length", "upgrade", "expect", "trailer",
-    ];
 
     /// <summary>-H's "name: value", checked as PROTOCOL-HTTP2 defines Custom-Metadata.</summary>
     /// <exception cref="Problem">A name is invalid or gRPC's own, or a value is not ASCII or not base64.</exception>
@@ -247,7 +233,9 @@ static class Program
             var (name, value) = header.Split(':', 2) is [var before, var after] ? (before.Trim().ToLowerInvariant(), after.Trim()) : ("", "");
             if (name.Length == 0 || !name.All(c => char.IsAsciiLetterLower(c) || char.IsAsciiDigit(c) || c is '-' or '_' or '.'))
                 throw new Problem(2, $"-H takes 'name: value', and a name of letters, digits, '-', '_' and '.', not '{header}'");
-            if (name.StartsWith("grpc-", StringComparison.Ordinal) || reserved.Contains(name))
+            // What tells how a call or a connection works (RFC 9113, section 8.2.2), and what gRPC sets.
+            if (name.StartsWith("grpc-", StringComparison.Ordinal) || name is "te" or "content-type" or "user-agent" or "host" or "connection" or "proxy-connection"
+                or "keep-alive" or "transfer-encoding" or "content-length" or "upgrade" or "expect" or "trailer")
                 throw new Problem(2, $"-H cannot set {name}: it is gRPC's or HTTP's own");
             if (!value.All(c => c is >= ' ' and <= '~'))
                 throw new Problem(2, $"-H {name}: a value is printable ASCII; other bytes go in base64 under a name that ends in -bin");
@@ -264,12 +252,6 @@ static class Program
     /// <summary>Tells the user, in one line on stderr.</summary>
     public static void Tell(string message) => Stdio.Tell($"streamer: {OneLine(message)}");
 
-    static int Fail(int exitCode, string message)
-    {
-        Tell(message);
-        return exitCode;
-    }
-
     /// <summary>A text without what would break a line or speak to a terminal.</summary>
     public static string OneLine(string text) => string.Concat(text.ReplaceLineEndings(" ").Select(c => char.IsControl(c) ? '\uFFFD' : c));
 }
@@ -285,8 +267,6 @@ sealed record Endpoint(Uri Url, string? UnixPath)
 {
     public const string Default = "http://localhost:50051";
 
-    const int DefaultPort = 50051;
-
     // Linux has room for 108 bytes in a socket's address, macOS for 104.
     static readonly int MaxUnixPath = OperatingSystem.IsMacOS() ? 103 : 107;
 
@@ -301,7 +281,7 @@ sealed record Endpoint(Uri Url, string? UnixPath)
             return UnixSocket(text[5..], text);
         var hasScheme = text.Contains("://", StringComparison.Ordinal);
         var bare = text.StartsWith(':') ? text[1..] : text;
-        // Uri knows no host "*"; [::] is what it means: any address, of IPv4 as well. And it takes a plain number for a host's address.
+        // Uri takes a plain number for a host's address, and knows no host "*": [::] is what that means, any address, of IPv4 as well.
         var url = (hasScheme ? text
             : bare.Length > 0 && bare.All(char.IsAsciiDigit) ? $"http://localhost:{bare}"
             : !text.StartsWith('[') && IPAddress.TryParse(text, out var ip) && ip.AddressFamily == AddressFamily.InterNetworkV6 ? $"http://[{text}]"
@@ -309,8 +289,8 @@ sealed record Endpoint(Uri Url, string? UnixPath)
         if (Uri.TryCreate(url, UriKind.Absolute, out var uri)
             && uri is { Scheme: "http" or "https", PathAndQuery: "/", UserInfo: "", Fragment: "" }
             && (uri.HostNameType != UriHostNameType.IPv4 || url.Contains(uri.Host)))
-            // Under a scheme that Uri does not know, no port has a meaning of its own.
-            return new(hasScheme || new Uri($"grpc{url[4..]}").Port >= 0 ? uri : new UriBuilder(uri) { Port = DefaultPort }.Uri, null);
+            // For http Uri has port 80 whether one was given or not; for a scheme that it does not know, -1 where none was.
+            return new(hasScheme || new Uri($"grpc{url[4..]}").Port >= 0 ? uri : new UriBuilder(uri) { Port = new Uri(Default).Port }.Uri, null);
         throw new Problem(2, $"\"{text}\" is not an address: HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix:/PATH");
     }
 
@@ -396,13 +376,14 @@ sealed class Batch<T> where T : IWire<T>, allows ref struct
     public bool TrySet(ReadOnlyMemory<byte> bytes)
     {
         IsForeign = false;
-        var isOne = T.Take(bytes.Span, out _) > 0 & MemoryMarshal.TryGetArray(bytes, out var array);
-        (buffer, start, end) = isOne ? (array.Array!, array.Offset, array.Offset + array.Count) : ([], 0, 0);
+        var hasAny = MemoryMarshal.TryGetArray(bytes, out var array) && T.Take(bytes.Span, out _) > 0;
+        (buffer, start, end) = hasAny ? (array.Array!, array.Offset, array.Offset + array.Count) : ([], 0, 0);
         Tidy(bytes.Length);
-        return isOne;
+        return hasAny;
     }
 
-    // A firehose leaves little garbage, but the collector would let some 12 MB of it gather.
+    // Told the bytes of each batch. A firehose leaves little garbage, but the collector would let some 12 MB of it gather; and
+    // each collection costs memory too, so that there is one in 32 MiB.
     void Tidy(int moved)
     {
         untidied += moved;
@@ -412,7 +393,7 @@ sealed class Batch<T> where T : IWire<T>, allows ref struct
         GC.Collect(0);
     }
 
-    /// <summary>Whether this is one message with nothing in it that its type knows: it was meant as another.</summary>
+    /// <summary>Whether this is one message that has fields, and none that its type knows: it was meant as another.</summary>
     public bool IsForeign { get; private set; }
 
     /// <summary>Makes this a batch of one message, which came in another form.</summary>
@@ -486,6 +467,7 @@ sealed class Batch<T> where T : IWire<T>, allows ref struct
             return size > 0;
         }
 
+        // Here foreach ends, also by an exception.
         public readonly void Dispose() => (batch.start, batch.Taken) = (batch.end - rest.Length, batch.Taken + count);
     }
 }
@@ -601,14 +583,12 @@ static class Wire
     /// <summary>The room that it takes to write a number, with its prefix.</summary>
     public const int MaxNumberSize = 16;
 
-    /// <summary>A method as grpc-dotnet has it, with messages in any form.</summary>
-    public static Method<IMessage, IMessage> Method(string service, string name, MessageParser requests, MessageParser responses)
-    {
-        return new(MethodType.DuplexStreaming, service, name, Marshaller(requests), Marshaller(responses));
+    /// <summary>A method as grpc-dotnet has it, which reads messages in any form; batches are written past it.</summary>
+    public static Method<IMessage, IMessage> Method(string service, string name, MessageParser requests, MessageParser responses) =>
+        new(MethodType.DuplexStreaming, service, name, Marshaller(requests), Marshaller(responses));
 
-        static Marshaller<IMessage> Marshaller(MessageParser parser) =>
-            new((message, context) => context.Complete(message.ToByteArray()), context => parser.ParseFrom(context.PayloadAsReadOnlySequence()));
-    }
+    static Marshaller<IMessage> Marshaller(MessageParser parser) =>
+        new((message, context) => context.Complete(message.ToByteArray()), context => parser.ParseFrom(context.PayloadAsReadOnlySequence()));
 
     /// <summary>Finds the message at the start of some bytes, and gives its size with its prefix; 0 where it is not whole or not plain.</summary>
     public static int Take(ReadOnlySpan<byte> bytes, out ReadOnlySpan<byte> message)
@@ -718,6 +698,7 @@ static class Wire
         return 0;
     }
 
+    // As protobuf has it: a byte for every seven bits, without a division.
     static int SizeOfVarint(uint value) => (BitOperations.Log2(value) * 9 + 73) / 64;
 
     static int WriteVarint(Span<byte> into, ulong value)
@@ -889,6 +870,7 @@ sealed class NameReader : RequestReader<GreetEveryoneRequest>
         return text.Length - rest.Length;
     }
 
+    // Nearly all names are ASCII, and need no strings.
     static void Add(ReadOnlySpan<byte> line, Batch<GreetEveryoneRequest> batch)
     {
         ReadOnlySpan<byte> first, last, whiteSpace = " \t\v\f\r"u8;
@@ -949,7 +931,7 @@ static class Stdio
     public static bool HasOutput => output >= 0;
 
     /// <summary>Whether stderr is a terminal.</summary>
-    public static bool IsToldShown => !Console.IsErrorRedirected;
+    public static bool IsToldShown { get; } = !Console.IsErrorRedirected;
 
     /// <summary>Whether somebody types the input, and sees what is told.</summary>
     public static bool IsInteractive { get; } = !Console.IsInputRedirected && IsToldShown;
@@ -1032,7 +1014,8 @@ static class Stdio
     [DllImport("libc", SetLastError = true)]
     static extern nint write(int descriptor, ref readonly byte bytes, nint count);
 
-    // What poll waits for. The second and the third part of its struct are two shorts, what is asked and what is answered.
+    // What poll waits for. Behind the descriptor its struct has two shorts, what is asked and what is answered: with the number
+    // in both, either order of bytes is right.
     const int PollIn = 0x10001, PollOut = 0x40004;
 
     [DllImport("libc", SetLastError = true)]
@@ -1092,11 +1075,12 @@ sealed class BatchReader<T>(PipeReader pipe, IAsyncStreamReader<IMessage> others
 
     bool TryTake(ReadResult read)
     {
-        if (Current.TrySet(read.Buffer.First))
+        var hasTaken = Current.TrySet(read.Buffer.First);
+        if (hasTaken)
             bytes = read.Buffer;
         else
             pipe.AdvanceTo(read.Buffer.Start);
-        return !bytes.IsEmpty;
+        return hasTaken;
     }
 
     // Only when the next batch is asked for is the one before done with; an idle stream holds no memory of the pipe's.
@@ -1146,13 +1130,14 @@ sealed class BatchWriter<T>(PipeWriter pipe, CancellationToken stop) : IServerSt
 sealed class PipeHandler(HttpMessageHandler inner, Action<int> took) : DelegatingHandler(inner)
 {
     readonly TaskCompletionSource<Stream> requests = new(TaskCreationOptions.RunContinuationsAsynchronously);
-    readonly TaskCompletionSource<PipeReader> responses = new(TaskCreationOptions.RunContinuationsAsynchronously);
     readonly CancellationTokenSource closed = new();
     Stream? body;
 
-    /// <summary>Where requests are written, and where responses are read.</summary>
+    /// <summary>Where requests are written.</summary>
     public Task<Stream> Requests => requests.Task;
-    public Task<PipeReader> Responses => responses.Task;
+
+    /// <summary>Where responses are read, once their headers are there.</summary>
+    public PipeReader? Responses { get; private set; }
 
     /// <summary>Ends the call, with a reset where it has not ended.</summary>
     public void Close()
@@ -1182,9 +1167,8 @@ sealed class PipeHandler(HttpMessageHandler inner, Action<int> took) : Delegatin
         }));
         var response = await base.SendAsync(request, closed.Token);
         body = await response.Content.ReadAsStreamAsync(CancellationToken.None);
-        var pipe = PipeReader.Create(new CountedStream(body, took), new(bufferSize: Wire.FullBatch));
-        response.Content = WithHeaders(response.Content.Headers, new StreamContent(pipe.AsStream(leaveOpen: true)));
-        responses.SetResult(pipe);
+        Responses = PipeReader.Create(new CountedStream(body, took), new(bufferSize: Wire.FullBatch));
+        response.Content = WithHeaders(response.Content.Headers, new StreamContent(Responses.AsStream(leaveOpen: true)));
         return response;
     }
 
@@ -1271,7 +1255,7 @@ sealed class Server : IAsyncDisposable
     public static async Task<int> RunAsync(Endpoint[] endpoints, Func<SslServerAuthenticationOptions>? tls, TimeSpan drain, bool verbose)
     {
         await using var server = new Server { verbose = verbose };
-        TaskCompletionSource<int> first = Signals.NewSource(), second = Signals.NewSource();
+        TaskCompletionSource<int> first = new(TaskCreationOptions.RunContinuationsAsynchronously), second = new(TaskCreationOptions.RunContinuationsAsynchronously);
         Signals.On(exitCode => _ = first.TrySetResult(exitCode) || second.TrySetResult(exitCode));
         await server.StartAsync(endpoints, tls);
         foreach (var endpoint in Stdio.HasOutput ? server.Endpoints : [])
@@ -1294,15 +1278,15 @@ sealed class Server : IAsyncDisposable
     async Task TidyAsync()
     {
         const int little = 64 * 1024, much = 16 * 1024 * 1024;
-        for (long seen = 0, tidied = 0; !draining.IsCancellationRequested; await Task.Delay(1000))
+        for (long seen = 0, atRest = 0; !draining.IsCancellationRequested; await Task.Delay(1000))
         {
             var allocated = GC.GetTotalAllocatedBytes();
-            if (allocated - seen < little && allocated - tidied > much)
+            if (allocated - seen < little && allocated - atRest > much)
             {
                 FrameBlocks.Trim();
                 GC.Collect(GC.MaxGeneration, GCCollectionMode.Aggressive);
             }
-            (seen, tidied) = (allocated, allocated - seen < little ? allocated : tidied);
+            (seen, atRest) = (allocated, allocated - seen < little ? allocated : atRest);
         }
     }
 
@@ -1313,7 +1297,7 @@ sealed class Server : IAsyncDisposable
         // The sockets are bound before Kestrel starts: only so has port 0 one meaning for both loopback addresses, and a
         // Unix socket its mode before anyone can connect.
         foreach (var endpoint in endpoints)
-            Bind(endpoint, tls is not null);
+            ListenAt(endpoint, tls is not null);
         var builder = WebApplication.CreateEmptyBuilder(new());
         builder.WebHost.UseKestrelCore().ConfigureKestrel(kestrel => Configure(kestrel, tls));
         builder.Services.Configure<SocketTransportOptions>(transport => transport.CreateBoundListenSocket = at => sockets.Single(socket => at.Equals(socket.LocalEndPoint)));
@@ -1332,6 +1316,8 @@ sealed class Server : IAsyncDisposable
         app.MapGrpcService(Grpc.Reflection.V1.ServerReflection.BindService(new ReflectionV1ServiceImpl(services)));
         app.MapGrpcService(Grpc.Reflection.V1Alpha.ServerReflection.BindService(new ReflectionServiceImpl(services)));
         var health = new DrainingHealth([.. services.Select(service => service.FullName), ""], draining.Token);
+        health.SetAll(ServingStatus.Serving);
+        draining.Token.Register(() => health.SetAll(ServingStatus.NotServing));
         app.MapGrpcService(Health.BindService(health));
         await app.StartAsync();
     }
@@ -1355,7 +1341,7 @@ sealed class Server : IAsyncDisposable
                     try
                     {
                         if (Interlocked.Increment(ref connections) <= maxConnections)
-                            await next(connection);
+                            await ConnectedAsync(connection, next);
                         else if (Interlocked.Increment(ref refused) == 1)
                             Program.Tell($"there is no room for more than {maxConnections} connections: others are refused");
                     }
@@ -1364,24 +1350,26 @@ sealed class Server : IAsyncDisposable
                         Interlocked.Decrement(ref connections);
                     }
                 });
-                // Closed at once after its GOAWAY, a connection would answer what the peer is sending with a TCP reset,
-                // which may cost the peer answers that it has not read yet.
-                listen.Use(next => async connection =>
-                {
-                    await next(connection);
-                    if (verbose && !connection.Items.ContainsKey(this))
-                        Stdio.Tell($"refused {Tcp.Plain(connection.RemoteEndPoint)}: the TLS handshake failed");
-                    if (draining.IsCancellationRequested)
-                        await Task.Delay(Linger);
-                });
                 if (endpoint.Url.Scheme == "https")
                     listen.UseHttps(new TlsHandshakeCallbackOptions { OnConnection = _ => new(tls!()) });
+                // Only what has passed the TLS handshake gets here.
                 listen.Use(next => connection =>
                 {
                     connection.Items[this] = null;
                     return next(connection);
                 });
             });
+
+        async Task ConnectedAsync(ConnectionContext connection, ConnectionDelegate next)
+        {
+            await next(connection);
+            if (verbose && !connection.Items.ContainsKey(this))
+                Stdio.Tell($"refused {Tcp.Plain(connection.RemoteEndPoint)}: the TLS handshake failed");
+            // Closed at once after its GOAWAY, a connection would answer what the peer is sending with a TCP reset,
+            // which may cost the peer answers that it has not read yet.
+            if (draining.IsCancellationRequested)
+                await Task.Delay(Linger);
+        }
     }
 
     static long MaxDescriptors()
@@ -1476,13 +1464,15 @@ sealed class Server : IAsyncDisposable
     {
         if (draining.IsCancellationRequested)
         {
-            // Kestrel waits for streams that are under way only while another runs: so this one tells the peer, and runs for a moment.
+            // Its peer did not know of the drain yet, and is told now. Kestrel closes the connection at its last stream's end, with
+            // those that are still on their way: so this one stays for a moment.
             http.Features.Get<IConnectionLifetimeNotificationFeature>()?.RequestClose();
             await Task.Delay(Linger);
         }
         var requests = http.Request.BodyReader;
-        var reset = new LateReset(requests, http.Features.Get<IHttpResetFeature>()!);
-        http.Features.Set<IHttpResetFeature>(reset);
+        var reset = http.Features.Get<IHttpResetFeature>()!;
+        var late = new LateReset(requests);
+        http.Features.Set<IHttpResetFeature>(late);
         Interlocked.Increment(ref running);
         try
         {
@@ -1505,41 +1495,26 @@ sealed class Server : IAsyncDisposable
             requests.CancelPendingRead();
         }
         await rest.ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
-        reset.Apply();
+        if (late.Code is { } code)
+            reset.Reset(code);
     }
 
     // At a deadline grpc-dotnet sends the status and resets the stream, which here waits for that moment; nothing is read any more.
-    sealed class LateReset(PipeReader requests, IHttpResetFeature reset) : IHttpResetFeature
+    sealed class LateReset(PipeReader requests) : IHttpResetFeature
     {
-        int? code;
+        public int? Code { get; private set; }
 
         public void Reset(int errorCode)
         {
-            code = errorCode;
+            Code = errorCode;
             requests.CancelPendingRead();
-        }
-
-        public void Apply()
-        {
-            if (code is { } errorCode)
-                reset.Reset(errorCode);
         }
     }
 
     // The state of each service changes once, when the drain begins, and a watch ends then: the library's would hold the drain up.
-    sealed class DrainingHealth : HealthServiceImpl
+    sealed class DrainingHealth(string[] services, CancellationToken draining) : HealthServiceImpl
     {
-        readonly string[] services;
-        readonly CancellationToken draining;
-
-        public DrainingHealth(string[] services, CancellationToken draining)
-        {
-            (this.services, this.draining) = (services, draining);
-            SetStatus(ServingStatus.Serving);
-            draining.Register(() => SetStatus(ServingStatus.NotServing));
-        }
-
-        void SetStatus(ServingStatus status) => Array.ForEach(services, service => SetStatus(service, status));
+        public void SetAll(ServingStatus status) => Array.ForEach(services, service => SetStatus(service, status));
 
         public override async Task Watch(HealthCheckRequest request, IServerStreamWriter<HealthCheckResponse> responses, ServerCallContext context)
         {
@@ -1551,7 +1526,7 @@ sealed class Server : IAsyncDisposable
         }
     }
 
-    void Bind(Endpoint endpoint, bool hasCertificate)
+    void ListenAt(Endpoint endpoint, bool hasCertificate)
     {
         var (host, port) = (endpoint.Url.IdnHost, endpoint.Url.Port);
         if (endpoint.Url.Scheme == "https" && !hasCertificate)
@@ -1593,7 +1568,14 @@ sealed class Server : IAsyncDisposable
         }
         catch (SocketException e)
         {
-            throw new Problem(1, $"cannot listen at {endpoint}: {(e.SocketErrorCode == SocketError.AccessDenied ? e.Message : endpoint.PathFault ?? (e.SocketErrorCode == SocketError.AddressAlreadyInUse ? "the address is in use" : e.Message))}");
+            var why = e.SocketErrorCode switch
+            {
+                SocketError.AccessDenied => e.Message,
+                _ when endpoint.PathFault is { } fault => fault,
+                SocketError.AddressAlreadyInUse => "the address is in use",
+                _ => e.Message,
+            };
+            throw new Problem(1, $"cannot listen at {endpoint}: {why}");
         }
     }
 
@@ -1719,9 +1701,6 @@ static class Signals
                 action(exitCode);
             }));
     }
-
-    /// <summary>What a signal may complete.</summary>
-    public static TaskCompletionSource<int> NewSource() => new(TaskCreationOptions.RunContinuationsAsynchronously);
 }
 
 /// <summary>Certificates, and whom they are trusted from.</summary>
@@ -1735,15 +1714,15 @@ static class Tls
             throw new Problem(2, "--cert and --key go together, and --client-ca with them");
         if (cert is null)
             return null;
-        var (loaded, context) = (Changed(), OwnCertificate(cert, key!));
-        var roots = clientCa is null ? null : Roots(clientCa);
+        var (loaded, context) = (Written(), OwnCertificate(cert, key!));
+        var trust = Trust(clientCa);
         var reloading = new Lock();
         return () =>
         {
             lock (reloading)
                 try
                 {
-                    if (Changed() is var now && now != loaded)
+                    if (Written() is var now && now != loaded)
                         (context, loaded) = (OwnCertificate(cert, key!), now);
                 }
                 catch (Exception e) when (e is Problem or IOException or UnauthorizedAccessException)
@@ -1755,40 +1734,32 @@ static class Tls
             {
                 ServerCertificateContext = context,
                 ApplicationProtocols = [SslApplicationProtocol.Http2],
-                ClientCertificateRequired = roots is not null,
-                CertificateChainPolicy = Trust(roots),
+                ClientCertificateRequired = trust is not null,
+                // A handshake may add to the policy.
+                CertificateChainPolicy = trust?.Clone(),
             };
         };
 
-        (DateTime, DateTime) Changed() => (File.GetLastWriteTimeUtc(cert), File.GetLastWriteTimeUtc(key!));
+        (DateTime, DateTime) Written() => (File.GetLastWriteTimeUtc(cert), File.GetLastWriteTimeUtc(key!));
     }
 
-    /// <summary>A certificate with its key and the rest of its chain.</summary>
-    public static SslStreamCertificateContext OwnCertificate(string cert, string key) => Read($"{cert} and {key}", () =>
+    /// <summary>A certificate with its key and the rest of its chain; null where there is none.</summary>
+    public static SslStreamCertificateContext? OwnCertificate(string? cert, string? key) => cert is null != key is null ? throw new Problem(2, "--cert and --key go together") : cert is null ? null : Read($"{cert} and {key}", () =>
     {
         var chain = new X509Certificate2Collection();
         chain.ImportFromPemFile(cert);
-        using var leaf = X509Certificate2.CreateFromPemFile(cert, key);
+        using var leaf = X509Certificate2.CreateFromPemFile(cert, key!);
         // Windows cannot use a key that was only ever in memory; a round through PKCS#12 makes it one that it can.
         return SslStreamCertificateContext.Create(X509CertificateLoader.LoadPkcs12(leaf.Export(X509ContentType.Pfx), null), chain, offline: true);
     });
 
-    public static X509Certificate2Collection Roots(string file) => Read(file, () =>
+    /// <summary>Trust in nobody but the roots in a file; null, which is trust in the system's, where there is none.</summary>
+    public static X509ChainPolicy? Trust(string? file) => file is null ? null : Read(file, () =>
     {
-        var roots = new X509Certificate2Collection();
-        roots.ImportFromPemFile(file);
-        return roots.Count > 0 ? roots : throw new InvalidDataException("it holds no certificate");
-    });
-
-    /// <summary>Trust in nobody but some roots; null, which is the system's, where there are none.</summary>
-    public static X509ChainPolicy? Trust(X509Certificate2Collection? roots)
-    {
-        if (roots is null)
-            return null;
         var policy = new X509ChainPolicy { TrustMode = X509ChainTrustMode.CustomRootTrust, RevocationMode = X509RevocationMode.NoCheck };
-        policy.CustomTrustStore.AddRange(roots);
-        return policy;
-    }
+        policy.CustomTrustStore.ImportFromPemFile(file);
+        return policy.CustomTrustStore.Count > 0 ? policy : throw new InvalidDataException("it holds no certificate");
+    });
 
     /// <summary>Makes sure of OpenSSL, as without it .NET ends the process: the names are those that it looks for.</summary>
     /// <exception cref="Problem">It is not installed.</exception>
@@ -1821,11 +1792,11 @@ static class Tls
 /// <param name="WaitForReady">Whether a connection that fails is tried again until the deadline.</param>
 /// <param name="ReadsInput">Whether its messages come from stdin.</param>
 /// <param name="MayServeItself">Whether a server in this process answers when nobody else does.</param>
-/// <param name="Roots">Whom the server's certificate must come from; null for whom the system trusts.</param>
+/// <param name="Trust">Whom the server's certificate must come from; null for whom the system trusts.</param>
 /// <param name="Certificate">This client's certificate.</param>
 /// <param name="Insecure">Whether the server's certificate need not be verified.</param>
 sealed record CallSettings(Endpoint Endpoint, (string Service, string Name) Method, Metadata Metadata, TimeSpan? Deadline, bool WaitForReady, bool ReadsInput, bool MayServeItself,
-    X509Certificate2Collection? Roots, SslStreamCertificateContext? Certificate, bool Insecure);
+    X509ChainPolicy? Trust, SslStreamCertificateContext? Certificate, bool Insecure);
 
 /// <summary>One call: stdin's messages go out while the answers come in and go to stdout.</summary>
 sealed class Client(CallSettings settings, Trace trace)
@@ -1858,7 +1829,7 @@ sealed class Client(CallSettings settings, Trace trace)
     {
         if (endpoint.Url.Scheme == "https")
             Tls.Require();
-        var signalled = Signals.NewSource();
+        var signalled = new TaskCompletionSource<int>(TaskCreationOptions.RunContinuationsAsynchronously);
         Signals.On(exitCode =>
         {
             signalled.TrySetResult(exitCode);
@@ -1869,13 +1840,11 @@ sealed class Client(CallSettings settings, Trace trace)
         // stdin and stdout may block a thread each, and the call needs some besides.
         ThreadPool.SetMinThreads(Math.Max(4, Environment.ProcessorCount), 1);
         var call = CallAsync(read, print);
-        var over = Task.WhenAny(call, signalled.Task);
-        var showing = Trace.ShowAsync(over);
-        var isSignalled = await over == signalled.Task || signalled.Task.IsCompleted;
+        await Trace.ShowAsync(Task.WhenAny(call, signalled.Task));
+        var isSignalled = signalled.Task.IsCompleted;
         // The reset gets a moment to leave, but a peer or a stdout that nobody reads must not hold up the end.
         if (isSignalled)
             await Task.WhenAny(Task.WhenAll(call, gate?.ResetSent ?? Task.CompletedTask), Task.Delay(500));
-        await showing;
         var status = call.IsCompletedSuccessfully && !isSignalled ? call.Result.Status : (StatusCode?)null;
         Trace.Note('<', null, response is null ? [] : [response.TrailingHeaders]);
         Trace.End(EndedBy(status));
@@ -1913,7 +1882,7 @@ sealed class Client(CallSettings settings, Trace trace)
             // What is not gRPC is for the library to refuse: it throws here.
             if (ContentType(response!) is { IsGrpc: false })
                 await call.ResponseStream.MoveNext();
-            answers = new(await handler.Responses, call.ResponseStream, Stdio.FlushAsync, stop.Token);
+            answers = new(handler.Responses!, call.ResponseStream, Stdio.FlushAsync, stop.Token);
             for (var hasTold = false; await answers.MoveNext(CancellationToken.None); hasTold |= answers.Current.IsForeign)
             {
                 if (answers.Current.IsForeign && !hasTold)
@@ -1943,7 +1912,6 @@ sealed class Client(CallSettings settings, Trace trace)
         }
     }
 
-    // What there is to wait for.
     string Awaited => gate is null && notReady is not null ? notReady : $"{endpoint} has not answered";
 
     // Who has typed something wonders when nothing happens.
@@ -2040,7 +2008,6 @@ sealed class Client(CallSettings settings, Trace trace)
         UseProxy = false,
         UseCookies = false,
         AllowAutoRedirect = false,
-        ActivityHeadersPropagator = null,
         InitialHttp2StreamWindowSize = StreamWindow,
         KeepAlivePingDelay = PingDelay,
         KeepAlivePingTimeout = PingTimeout,
@@ -2057,7 +2024,7 @@ sealed class Client(CallSettings settings, Trace trace)
         },
         SslOptions = new()
         {
-            CertificateChainPolicy = Tls.Trust(settings.Roots),
+            CertificateChainPolicy = settings.Trust,
             ClientCertificateContext = settings.Certificate,
             RemoteCertificateValidationCallback = Accepts,
             // Whether the server asks is not known where there is a certificate to present.
@@ -2136,9 +2103,9 @@ sealed class Client(CallSettings settings, Trace trace)
     (StatusCode, string) Explain(RpcException e)
     {
         var (contentType, isGrpc) = response is null ? (null, false) : ContentType(response);
-        var sent = response is null ? null : One(response.Headers, "grpc-status") ?? (isGrpc ? One(response.TrailingHeaders, "grpc-status") : null);
-        if (sent is not null)
-            return int.TryParse(sent, NumberStyles.None, null, out var code) && Enum.IsDefined((StatusCode)code) ? (e.StatusCode, e.Status.Detail) : (StatusCode.Unknown, $"the server sent grpc-status {sent}");
+        var given = response is null ? null : One(response.Headers, "grpc-status") ?? (isGrpc ? One(response.TrailingHeaders, "grpc-status") : null);
+        if (given is not null)
+            return int.TryParse(given, NumberStyles.None, null, out var code) && Enum.IsDefined((StatusCode)code) ? (e.StatusCode, e.Status.Detail) : (StatusCode.Unknown, $"the server sent grpc-status {given}");
         if (e.Status.DebugException is { } cause)
             return Explain(cause, e.StatusCode);
         return response is null ? (e.StatusCode, e.Status.Detail)
@@ -2260,15 +2227,15 @@ sealed class Trace(bool verbose, bool stats)
             Stdio.Tell(line);
     }
 
-    /// <summary>Shows the numbers so far on a terminal, but not on one that shows the answers, until the call is over.</summary>
+    /// <summary>Waits for the end of a call, and shows the numbers so far on a terminal, but not on one that shows the answers.</summary>
     public async Task ShowAsync(Task over)
     {
-        if (!stats || verbose || !Stdio.IsToldShown || Stdio.IsShown)
-            return;
+        var shows = stats && !verbose && Stdio.IsToldShown && !Stdio.IsShown;
         var line = "";
-        while (await Task.WhenAny(over, Task.Delay(line == "" ? 500 : 250)) != over)
+        while (await Task.WhenAny(over, Task.Delay(!shows ? Timeout.Infinite : line == "" ? 500 : 250)) != over)
             Stdio.Tell("\r" + (line = Counts.PadRight(line.Length)), end: "");
-        Stdio.Tell($"\r{new string(' ', line.Length)}\r", end: "");
+        if (shows)
+            Stdio.Tell($"\r{new string(' ', line.Length)}\r", end: "");
     }
 }
 
@@ -2353,7 +2320,7 @@ sealed class FrameGate(Stream connection) : TransportStream
     readonly SemaphoreSlim took = new(0);
     readonly TaskCompletionSource resetSent = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
-    // What of the frame that has been looked at is still to be passed on, and how many bytes of the body were in all so far.
+    // From start to end is what the handler has not got yet. It was given so many bytes of the body, and so many the call has read.
     readonly byte[] frame = new byte[HeaderSize + LargestPayload];
     int start, end;
     long passed, taken;
@@ -2426,25 +2393,22 @@ sealed class FrameGate(Stream connection) : TransportStream
             return;
         if (kind == Kind.Data)
             passed += (flags & Padded) == 0 ? size : size - 1 - frame[HeaderSize];
+        // What cannot end the stream, and must not wait for it.
         else if (!(kind == Kind.Ping && size == 8 || kind == Kind.WindowUpdate && size == 4))
             await AllTakenAsync(cancel);
-        Note(kind, frame.AsSpan(HeaderSize, size));
-        HasEnded |= kind is Kind.Data or Kind.Headers && (flags & EndStream) != 0;
-    }
-
-    void Note(Kind kind, Span<byte> payload)
-    {
-        if (kind == Kind.RstStream && payload.Length == 4)
+        var payload = frame.AsSpan(HeaderSize, size);
+        if (kind == Kind.RstStream && size == 4)
         {
             Reset = (Error)BinaryPrimitives.ReadUInt32BigEndian(payload);
             // After a complete answer a reset only ends the requests; the handler must not take it for a failure.
             if (HasEnded)
                 payload.Clear();
         }
-        else if (kind == Kind.GoAway && payload.Length >= 8)
+        else if (kind == Kind.GoAway && size >= 8)
             GoAway = $"{(Error)BinaryPrimitives.ReadUInt32BigEndian(payload[4..])} {Program.OneLine(Encoding.UTF8.GetString(payload[8..]))}".TrimEnd();
         else if (kind > Kind.Continuation)
             start = end; // Frames of a kind that nobody knows are ignored (RFC 9113, section 4.1), and not by the handler.
+        HasEnded |= kind is Kind.Data or Kind.Headers && (flags & EndStream) != 0;
     }
 
     async ValueTask AllTakenAsync(CancellationToken cancel)
