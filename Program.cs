@@ -1745,14 +1745,19 @@ static class Tls
     }
 
     /// <summary>A certificate with its key and the rest of its chain; null where there is none.</summary>
-    public static SslStreamCertificateContext? OwnCertificate(string? cert, string? key) => cert is null != key is null ? throw new Problem(2, "--cert and --key go together") : cert is null ? null : Read($"{cert} and {key}", () =>
+    public static SslStreamCertificateContext? OwnCertificate(string? cert, string? key)
     {
-        var chain = new X509Certificate2Collection();
-        chain.ImportFromPemFile(cert);
-        using var leaf = X509Certificate2.CreateFromPemFile(cert, key!);
-        // Windows cannot use a key that was only ever in memory; a round through PKCS#12 makes it one that it can.
-        return SslStreamCertificateContext.Create(X509CertificateLoader.LoadPkcs12(leaf.Export(X509ContentType.Pfx), null), chain, offline: true);
-    });
+        if (cert is null != key is null)
+            throw new Problem(2, "--cert and --key go together");
+        return cert is null ? null : Read($"{cert} and {key}", () =>
+        {
+            var chain = new X509Certificate2Collection();
+            chain.ImportFromPemFile(cert);
+            using var leaf = X509Certificate2.CreateFromPemFile(cert, key!);
+            // Windows cannot use a key that was only ever in memory; a round through PKCS#12 makes it one that it can.
+            return SslStreamCertificateContext.Create(X509CertificateLoader.LoadPkcs12(leaf.Export(X509ContentType.Pfx), null), chain, offline: true);
+        });
+    }
 
     /// <summary>Trust in nobody but the roots in a file; null, which is trust in the system's, where there is none.</summary>
     public static X509ChainPolicy? Trust(string? file) => file is null ? null : Read(file, () =>
