@@ -267,9 +267,7 @@ public class Interop
             ? (Turns(("-2147483648", "-2147483648"), ("0", "0"), ("2147483646", "2147483646")), "5\n2147483647\n-7\n", "2147483647\n")
             : (Turns(("Ada", "Hello Ada!"), ("Zoë Žižek 👋", "Hello Zoë Žižek 👋!")), "Bea\nCleo of Alexandria\n", "Hello Bea!\nHello Cleo of Alexandria!\n");
         foreach (var (line, answer) in turns)
-        {
             await client.TurnAsync(line, answer);
-        }
         await client.Input.WriteAsync(last);
         client.Input.Close();
         Assert.Equal(new(0, lastAnswers, ""), await client.EndAsync());

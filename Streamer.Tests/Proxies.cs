@@ -19,9 +19,7 @@ public class Proxies
         await using var site = await Site.StartAsync(name);
         await using var client = Running.Start("greet", "--address", site.Address);
         for (var i = 0; i < 100; i++)
-        {
             await client.TurnAsync($"Ada {i}", $"Hello Ada {i}!");
-        }
         client.Input.Close();
         Assert.Equal(new(0, "", ""), await client.EndAsync());
     }
@@ -140,9 +138,7 @@ public class Proxies
         await using var site = await Site.StartAsync(name, drain: 1);
         await using var clients = new Group(Enumerable.Range(0, 6).Select(_ => Running.Start("greet", "--address", site.Address)));
         foreach (var client in clients)
-        {
             await client.TurnAsync("Ada", "Hello Ada!");
-        }
         site.Servers[0].Process.Signal("TERM");
         var end = await site.Servers[0].Process.EndAsync();
         Assert.Equal((143, ""), (end.ExitCode, end.Output));

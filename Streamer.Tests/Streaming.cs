@@ -18,9 +18,7 @@ public class Streaming(SharedServer server) : IClassFixture<SharedServer>
     {
         await using var client = Start("max");
         for (var i = 1; i <= 1000; i++)
-        {
             await client.TurnAsync($"{i}", $"{i}");
-        }
         client.Input.Close();
         Assert.Equal(new(0, "", ""), await client.EndAsync());
     }
@@ -30,9 +28,7 @@ public class Streaming(SharedServer server) : IClassFixture<SharedServer>
     {
         await using var client = Start("greet");
         for (var i = 1; i <= 1000; i++)
-        {
             await client.TurnAsync($"Ada {i}", $"Hello Ada {i}!");
-        }
         client.Input.Close();
         Assert.Equal(new(0, "", ""), await client.EndAsync());
     }

@@ -152,9 +152,7 @@ public class WireClient
         });
         await using var tool = Running.Start("max", "--address", server.Address);
         for (var i = 0; i < 10; i++)
-        {
             await tool.TurnAsync($"{i}", $"{i}");
-        }
         tool.Input.Close();
         AssertEnd(Status.Ok, "", await tool.EndAsync());
     }
