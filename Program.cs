@@ -2001,9 +2001,9 @@ sealed class Client(CallSettings settings, Trace trace)
     {
         // As `serve` prints it, and in numbers, which takes .NET longest.
         const string address = "http://127.0.0.1:50051";
-        var nowhere = new SocketsHttpHandler { UseProxy = false, ConnectCallback = (_, _) => new(new Nowhere()) };
-        _ = GrpcChannel.ForAddress(address, new() { HttpClient = new(nowhere) });
-        return new HttpMessageInvoker(nowhere).SendAsync(new(HttpMethod.Post, address) { Version = HttpVersion.Version20, VersionPolicy = HttpVersionPolicy.RequestVersionExact }, default);
+        var nowhere = new HttpClient(new SocketsHttpHandler { UseProxy = false, UseCookies = false, AllowAutoRedirect = false, ConnectCallback = (_, _) => new(new Nowhere()) }) { Timeout = Timeout.InfiniteTimeSpan };
+        _ = GrpcChannel.ForAddress(address, new() { HttpClient = nowhere });
+        return nowhere.SendAsync(new(HttpMethod.Post, address) { Version = HttpVersion.Version20, VersionPolicy = HttpVersionPolicy.RequestVersionExact }, HttpCompletionOption.ResponseHeadersRead);
     }
 
     sealed class Nowhere : TransportStream
