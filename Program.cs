@@ -2177,8 +2177,8 @@ sealed class Trace(bool verbose, bool stats)
 
     public static long Now => TimeProvider.System.GetTimestamp();
 
-    /// <summary>Seconds from a time until now, but never beyond the stream's end.</summary>
-    public double Since(long time) => TimeProvider.System.GetElapsedTime(time, end == 0 ? Now : end).TotalSeconds;
+    /// <summary>Seconds from a time until now, but never beyond the stream's end; a message may still leave after that.</summary>
+    public double Since(long time) => Math.Max(0, TimeProvider.System.GetElapsedTime(time, end == 0 ? Now : end).TotalSeconds);
 
     public double Seconds => Since(start);
     public long Sent { get; private set; }
