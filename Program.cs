@@ -139,9 +139,11 @@ static class Program
         command.SetAction(async (parsed, _) =>
         {
             var patience = Duration("--drain", 0, parsed.GetValue(drain) ?? "30");
-            var urls = parsed.GetValue(listen) is { Length: > 0 } given ? given : [Endpoint.Default];
+            var endpoints = Array.ConvertAll(parsed.GetValue(listen) is { Length: > 0 } given ? given : [Endpoint.Default], Endpoint.Parse);
             var tls = Tls.ForServer(parsed.GetValue(cert), parsed.GetValue(key), parsed.GetValue(clientCa));
-            return await Server.RunAsync(Array.ConvertAll(urls, Endpoint.Parse), tls, patience, parsed.GetValue(verbose));
+            if (tls is not null && endpoints.All(endpoint => endpoint.Url.Scheme == "http"))
+                throw new Problem(2, "--cert and --key are for TLS: https://HOST:PORT is to be among what is listened at");
+            return await Server.RunAsync(endpoints, tls, patience, parsed.GetValue(verbose));
         });
         return command;
     }
@@ -1835,6 +1837,8 @@ sealed class Client(CallSettings settings, Trace trace)
     {
         if (endpoint.Url.Scheme == "https")
             Tls.Require();
+        else if (settings is not { Trust: null, Certificate: null, Insecure: false })
+            throw new Problem(2, $"--cacert, --cert and --insecure are for TLS: call https://HOST:PORT, not {endpoint}");
         var signalled = new TaskCompletionSource<int>(TaskCreationOptions.RunContinuationsAsynchronously);
         Signals.On(exitCode =>
         {
@@ -2142,7 +2146,7 @@ sealed class Client(CallSettings settings, Trace trace)
         _ when refusal is not null => (StatusCode.Unavailable, refusal),
         _ when gate is { HasReceived: false } && endpoint.Url.Scheme == "http" => (StatusCode.Unavailable, $"{endpoint} closed the connection without an answer (does it want https://?)"),
         _ when gate is { HasReceived: false } && (isAskedForCertificate || settings.Certificate is not null) => (StatusCode.Unauthenticated, $"{endpoint} wants a client certificate (--cert, --key) that it trusts"),
-        _ when Inner<SocketException>(e) is { } socket && gate is null => (StatusCode.Unavailable, socket.SocketErrorCode switch
+        _ when e.GetBaseException() is SocketException socket && gate is null => (StatusCode.Unavailable, socket.SocketErrorCode switch
         {
             SocketError.AccessDenied => $"cannot connect to {endpoint}: {socket.Message}",
             _ when endpoint.PathFault is { } fault => $"nothing listens at {endpoint}: {fault}",
@@ -2153,13 +2157,11 @@ sealed class Client(CallSettings settings, Trace trace)
         }),
         HttpRequestException { HttpRequestError: HttpRequestError.VersionNegotiationError } => (StatusCode.Unavailable, $"{endpoint} does not speak HTTP/2"),
         HttpRequestException { HttpRequestError: HttpRequestError.SecureConnectionError } => (StatusCode.Unavailable, $"{endpoint} does not answer in TLS with HTTP/2: {e.GetBaseException().Message}{(e.GetBaseException() is AuthenticationException or IOException ? " (does it want http://?)" : "")}"),
-        _ when Inner<HttpProtocolException>(e) is { } protocol => (StatusCode.Internal, $"{endpoint} broke the HTTP/2 protocol: {protocol.Message}"),
+        _ when e.GetBaseException() is HttpProtocolException protocol => (StatusCode.Internal, $"{endpoint} broke the HTTP/2 protocol: {protocol.Message}"),
         _ => (StatusCode.Unavailable, $"the connection to {endpoint} was lost"),
     };
 
     static string? One(HttpHeaders headers, string name) => headers.NonValidated.TryGetValues(name, out var values) ? values.First() : null;
-
-    static T? Inner<T>(Exception? e) where T : Exception => e is null or T ? (T?)e : Inner<T>(e.InnerException);
 }
 
 /// <summary>

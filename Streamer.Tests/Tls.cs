@@ -206,6 +206,21 @@ public sealed class Tls : IDisposable
             Fails(2, line, await Tool.RunAsync("", arguments));
     }
 
+    // Who asks for TLS must not get plain text without a word: `HOST:PORT` alone is plain.
+    [Fact]
+    public async Task TlsOptionsWithoutTlsAreRefused()
+    {
+        var (cert, key) = certificates.Server;
+        foreach (var (address, told) in new[] { ("127.0.0.1:1", "http://127.0.0.1:1"), ("http://127.0.0.1:1", "http://127.0.0.1:1"), ("unix:/none", "unix:/none") })
+            foreach (var options in new string[][] { ["--cacert", certificates.Root], ["--cert", cert, "--key", key], ["--insecure"] })
+                foreach (var command in new[] { "max", "greet", "ping" })
+                    Fails(2, $"--cacert, --cert and --insecure are for TLS: call https://HOST:PORT, not {told}", await Tool.RunAsync("1\n", [command, "--address", address, .. options]));
+        string[] plain = ["serve", "--cert", cert, "--key", key, "--listen", "http://127.0.0.1:0"];
+        Fails(2, "--cert and --key are for TLS: ", await Tool.RunAsync("", plain));
+        Fails(2, "--cert and --key are for TLS: ", await Tool.RunAsync("", [.. plain, "--listen", $"unix:{certificates.Folder}/socket"]));
+        await using var both = await RunningServer.StartAsync(2, [.. plain[1..], "--listen", "https://127.0.0.1:0"]);
+    }
+
     Task<RunningServer> ServeAsync() => ServeAsync(1, "--listen", "https://127.0.0.1:0");
 
     Task<RunningServer> ServeAsync(int endpoints, params string[] arguments) =>
