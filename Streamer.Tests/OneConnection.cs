@@ -81,13 +81,14 @@ public class OneConnection(SharedServer server) : IClassFixture<SharedServer>
         }
     }
 
+    // No deadline among them: where one passes before a call's headers have left, as on a busy machine, grpcio resets a
+    // stream that it has never opened, and that ends the connection (RFC 9113, section 5.1).
     [Theory]
-    [InlineData("nobody.Knows/FindMaximum", "0805", 0, "UNIMPLEMENTED")]
-    [InlineData("streaming.CalculatorService/FindMaximum", "0000", 0, "INTERNAL")]
-    [InlineData("streaming.CalculatorService/FindMaximum", "0805", 0.05, "DEADLINE_EXCEEDED")]
-    public async Task ALibrarysCallsGetTheirStatusToo(string method, string message, double deadline, string status)
+    [InlineData("nobody.Knows/FindMaximum", "0805", "UNIMPLEMENTED")]
+    [InlineData("streaming.CalculatorService/FindMaximum", "0000", "INTERNAL")]
+    public async Task ALibrarysCallsGetTheirStatusToo(string method, string message, string status)
     {
-        await using var client = Peer.Call(Peer.Python, server.Address, "streaming.GreetService/GreetEveryone", new { beside = new { method, message, deadline, calls = Calls } });
+        await using var client = Peer.Call(Peer.Python, server.Address, "streaming.GreetService/GreetEveryone", new { beside = new { method, message, calls = Calls } });
         await client.WriteLineAsync("Ada");
         string?[] lines = [await client.ReadLineAsync(), await client.ReadLineAsync()];
         if (lines.Contains(null))

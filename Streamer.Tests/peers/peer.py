@@ -1,6 +1,6 @@
 """A peer on grpcio, for the interop tests: the twin of peer.js, which says how it is used.
 
-Of OPTIONS it knows one more: beside (an object: method, message in hex, deadline, calls) makes calls
+Of OPTIONS it knows one more: beside (an object: method, message in hex, calls) makes calls
 on the same connection that go on sending until the server ends them, and prints how many ended how.
 
 It generates no code: the handful of messages is described here, from streaming.proto. Its server
@@ -130,7 +130,7 @@ def codec(method):
     return "GreetEveryone", greeting, lambda answer: answer.result
 
 
-def call_beside(channel, method, message, deadline, calls):
+def call_beside(channel, method, message, calls):
     """Makes calls that go on sending until the server ends them, several at a time, and prints how they ended."""
 
     def requests(over):
@@ -141,7 +141,7 @@ def call_beside(channel, method, message, deadline, calls):
     def end(_):
         over = threading.Event()
         try:
-            for _ in channel.stream_stream(f"/{method}", bytes, bytes)(requests(over), timeout=deadline or None):
+            for _ in channel.stream_stream(f"/{method}", bytes, bytes)(requests(over)):
                 pass
             return "OK"
         except grpc.RpcError as error:
