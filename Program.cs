@@ -141,8 +141,9 @@ static class Program
             var patience = Duration("--drain", 0, parsed.GetValue(drain) ?? "30");
             var endpoints = Array.ConvertAll(parsed.GetValue(listen) is { Length: > 0 } given ? given : [Endpoint.Default], Endpoint.Parse);
             var tls = Tls.ForServer(parsed.GetValue(cert), parsed.GetValue(key), parsed.GetValue(clientCa));
-            if (tls is not null && endpoints.All(endpoint => endpoint.Url.Scheme == "http"))
-                throw new Problem(2, "--cert and --key are for TLS: https://HOST:PORT is to be among what is listened at");
+            var secure = Array.Find(endpoints, endpoint => endpoint.Url.Scheme == "https");
+            if (secure is null != tls is null)
+                throw new Problem(2, secure is null ? "--cert and --key are for TLS: https://HOST:PORT is to be among what is listened at" : $"{secure} needs --cert and --key");
             return await Server.RunAsync(endpoints, tls, patience, parsed.GetValue(verbose));
         });
         return command;
@@ -1299,7 +1300,7 @@ sealed class Server : IAsyncDisposable
         // The sockets are bound before Kestrel starts: only so has port 0 one meaning for both loopback addresses, and a
         // Unix socket its mode before anyone can connect.
         foreach (var endpoint in endpoints)
-            ListenAt(endpoint, tls is not null);
+            ListenAt(endpoint);
         var builder = WebApplication.CreateEmptyBuilder(new());
         builder.WebHost.UseKestrelCore().ConfigureKestrel(kestrel => Configure(kestrel, tls));
         builder.Services.Configure<SocketTransportOptions>(transport => transport.CreateBoundListenSocket = at => sockets.Single(socket => at.Equals(socket.LocalEndPoint)));
@@ -1529,11 +1530,9 @@ sealed class Server : IAsyncDisposable
         }
     }
 
-    void ListenAt(Endpoint endpoint, bool hasCertificate)
+    void ListenAt(Endpoint endpoint)
     {
         var (host, port) = (endpoint.Url.IdnHost, endpoint.Url.Port);
-        if (endpoint.Url.Scheme == "https" && !hasCertificate)
-            throw new Problem(2, $"{endpoint} needs --cert and --key");
         if (endpoint.UnixPath is { } path)
         {
             RemoveStaleSocket(path);
