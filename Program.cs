@@ -1038,8 +1038,9 @@ static class Stdio
 /// <param name="pipe">The body, which <paramref name="others"/> reads as well.</param>
 /// <param name="others">The library's stream of the same messages.</param>
 /// <param name="flush">Called before anything is waited for.</param>
+/// <param name="isRequest">Whether its end is all: no status follows, for the library to read.</param>
 /// <param name="stop">Ends the wait.</param>
-sealed class BatchReader<T>(PipeReader pipe, IAsyncStreamReader<IMessage> others, Func<Task> flush, CancellationToken stop) : IAsyncStreamReader<Batch<T>> where T : IWire<T>, allows ref struct
+sealed class BatchReader<T>(PipeReader pipe, IAsyncStreamReader<IMessage> others, Func<Task> flush, bool isRequest, CancellationToken stop) : IAsyncStreamReader<Batch<T>> where T : IWire<T>, allows ref struct
 {
     ReadOnlySequence<byte> bytes;
 
@@ -1053,8 +1054,11 @@ sealed class BatchReader<T>(PipeReader pipe, IAsyncStreamReader<IMessage> others
             await flush();
         try
         {
-            if (TryTake(await reading))
+            var read = await reading;
+            if (TryTake(read))
                 return true;
+            if (isRequest && read is { IsCompleted: true, Buffer.IsEmpty: true })
+                return false;
         }
         catch (IOException)
         {
@@ -1429,7 +1433,7 @@ sealed class Server : IAsyncDisposable
         using var deadline = context.Deadline == DateTime.MaxValue ? null : CancellationTokenSource.CreateLinkedTokenSource(expired.Token, context.CancellationToken);
         var stop = deadline?.Token ?? expired.Token;
         var responses = new BatchWriter<TResponse>(http.Response.BodyWriter, stop);
-        var requests = new BatchReader<TRequest>(http.Request.BodyReader, others, responses.FlushAsync, stop);
+        var requests = new BatchReader<TRequest>(http.Request.BodyReader, others, responses.FlushAsync, isRequest: true, stop);
         var (number, start, end) = (Interlocked.Increment(ref streams), Trace.Now, StatusCode.Cancelled);
         if (verbose)
             Stdio.Tell($"stream {number} from {(http.Connection.RemoteIpAddress is { } ip ? Tcp.Plain(new IPEndPoint(ip, http.Connection.RemotePort)) : "a Unix socket")}: {method.FullName[1..]}");
@@ -1891,7 +1895,7 @@ sealed class Client(CallSettings settings, Trace trace)
             // What is not gRPC is for the library to refuse: it throws here.
             if (ContentType(response!) is { IsGrpc: false })
                 await call.ResponseStream.MoveNext();
-            answers = new(handler.Responses!, call.ResponseStream, Stdio.FlushAsync, stop.Token);
+            answers = new(handler.Responses!, call.ResponseStream, Stdio.FlushAsync, isRequest: false, stop.Token);
             for (var hasTold = false; await answers.MoveNext(CancellationToken.None); hasTold |= answers.Current.IsForeign)
             {
                 if (answers.Current.IsForeign && !hasTold)
