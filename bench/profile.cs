@@ -29,14 +29,13 @@ var work = Directory.CreateTempSubdirectory();
 try
 {
     Load();
-    var (methods, written) = (0, 0);
-    foreach (var method in work.GetFiles("*.counts").SelectMany(Methods).Where(method => method.Busiest >= fewest).GroupBy(method => (method.Name, method.IlSize)).Select(same => same.MaxBy(method => method.Busiest)!).OrderBy(method => method.Name, StringComparer.Ordinal))
-    {
-        methods++;
-        written += profile.TryAdd(method) ? 1 : 0;
-    }
+    var methods = work.GetFiles("*.counts").SelectMany(Methods)
+        .GroupBy(method => (method.Name, method.IlSize)).Select(same => same.MaxBy(method => method.Busiest)!)
+        .Where(method => method.Busiest >= fewest)
+        .OrderBy(method => method.Name, StringComparer.Ordinal).ToArray();
+    var written = methods.Count(profile.TryAdd);
     profile.Save(output);
-    Console.WriteLine($"{written} of {methods} busy methods are in {output}: {new FileInfo(output).Length} bytes");
+    Console.WriteLine($"{written} of {methods.Length} busy methods are in {output}: {new FileInfo(output).Length} bytes");
 }
 finally
 {
@@ -50,7 +49,11 @@ void Load()
     File.WriteAllBytes(message, [0, 0, 0, 0, 2, 8, 7]);
     using var server = Streamer("server", "serve", "--listen", "http://127.0.0.1:0");
     var address = server.StandardOutput.ReadLine()!["listening on ".Length..];
-    Finish(Process.Start("h2load", ["-c", "4", "-m", "25", "-n", "60000", "-d", message, "-H", "content-type: application/grpc", "-H", "te: trailers", $"{address}/streaming.CalculatorService/FindMaximum"]));
+    Finish(Process.Start("h2load",
+    [
+        "-c", "4", "-m", "25", "-n", "60000", "-d", message, "-H", "content-type: application/grpc", "-H", "te: trailers",
+        $"{address}/streaming.CalculatorService/FindMaximum",
+    ]));
     Feed("every", "max", Enumerable.Range(1, 1_000_000));
     Feed("one", "max", Enumerable.Range(1, 1_000_000).Reverse());
     Feed("names", "greet", Enumerable.Range(1, 500_000).Select(i => $"Ada{i}"));
@@ -79,8 +82,12 @@ void Load()
 Process Streamer(string name, params string[] arguments)
 {
     var start = new ProcessStartInfo("dotnet", [$"{build}/streamer.dll", .. arguments]) { RedirectStandardInput = true, RedirectStandardOutput = true };
-    foreach (var setting in new[] { "TieredPGO=1", "TieredPGO_InstrumentOnlyHotCode=0", "ReadyToRun=0", "TC_CallCounting=0", "TC_OnStackReplacement=0", "WritePGOData=1", $"PGODataPath={work}/{name}.counts" })
-        start.Environment[$"DOTNET_{setting.Split('=')[0]}"] = setting.Split('=')[1];
+    foreach (var (setting, value) in new[]
+    {
+        ("TieredPGO", "1"), ("TieredPGO_InstrumentOnlyHotCode", "0"), ("ReadyToRun", "0"), ("TC_CallCounting", "0"), ("TC_OnStackReplacement", "0"),
+        ("WritePGOData", "1"), ("PGODataPath", $"{work}/{name}.counts"),
+    })
+        start.Environment[$"DOTNET_{setting}"] = value;
     return Process.Start(start)!;
 }
 
@@ -147,6 +154,8 @@ sealed class Profile : ISignatureTypeProvider<byte[], object?>
         select (file, reader, handle)
     ).ToLookup(type => FullName(type.reader, type.handle));
 
+    static string NameOf(MetadataReader reader) => reader.GetString(reader.GetAssemblyDefinition().Name);
+
     static string FullName(MetadataReader reader, TypeDefinitionHandle handle)
     {
         var type = reader.GetTypeDefinition(handle);
@@ -157,8 +166,8 @@ sealed class Profile : ISignatureTypeProvider<byte[], object?>
     /// <summary>Adds a method; false where its name does not tell what it is, as with most generic ones.</summary>
     public bool TryAdd(Method method)
     {
-        // Dots are in both parts of the name; those in brackets are in neither.
-        var dots = Enumerable.Range(1, method.Name.Length - 1).Where(i => method.Name[i] == '.' && method.Name[..i].Count(c => c == '[') == method.Name[..i].Count(c => c == ']'));
+        // Any dot may be the one between the type's name and the method's.
+        var dots = Enumerable.Range(1, method.Name.Length - 1).Where(i => method.Name[i] == '.');
         var found = dots.SelectMany(dot => Find(method.Name[..dot], method.Name[(dot + 1)..], method.IlSize)).ToArray();
         // Overloads of one size, or one source in two assemblies, do the same.
         foreach (var (assembly, handle) in found)
@@ -218,7 +227,7 @@ sealed class Profile : ISignatureTypeProvider<byte[], object?>
                     && (typeName.IsConstructedGenericType ? Token(typeName) : Reference(reader, typeHandle)) is { } parent)
                 {
                     var signature = Signature(method.DecodeSignature(this, null));
-                    yield return (reader.GetString(reader.GetAssemblyDefinition().Name), Once(parent, $"{name} {Convert.ToHexString(signature)}",
+                    yield return (NameOf(reader), Once(parent, $"{name} {Convert.ToHexString(signature)}",
                         () => metadata.AddMemberReference(parent, metadata.GetOrAddString(name), metadata.GetOrAddBlob(signature))));
                 }
     }
@@ -233,16 +242,29 @@ sealed class Profile : ISignatureTypeProvider<byte[], object?>
         if (type.IsSZArray)
             return Encode(type.GetElementType()) is { } element ? GetSZArrayType(element) : null;
         if (type.IsConstructedGenericType)
-            return type.GetGenericArguments().Select(Encode).ToImmutableArray() is var arguments && !arguments.Contains(null) && Encode(type.GetGenericTypeDefinition()) is { } definition ? GetGenericInstantiation(definition, arguments!) : null;
+        {
+            var arguments = type.GetGenericArguments().Select(Encode).ToImmutableArray();
+            return !arguments.Contains(null) && Encode(type.GetGenericTypeDefinition()) is { } definition ? GetGenericInstantiation(definition, arguments!) : null;
+        }
         // What stands for every class in code that they share has an assembly of its own here.
         if (type.FullName == "System.__Canon")
             return [classType, .. Coded(Reference(Assembly("System.Private.Canon"), "System", "__Canon"))];
-        var (_, reader, handle) = types[type.FullName].FirstOrDefault(found => type.AssemblyName is not { } assembly || found.Reader.StringComparer.Equals(found.Reader.GetAssemblyDefinition().Name, assembly.Name));
+        var (_, reader, handle) = types[type.FullName].FirstOrDefault(found => type.AssemblyName is not { Name: var assembly } || NameOf(found.Reader) == assembly);
         return reader is null ? null : GetTypeFromDefinition(reader, handle, IsValueType(reader, handle) ? valueType : classType);
     }
 
-    static bool IsValueType(MetadataReader reader, TypeDefinitionHandle handle) => reader.GetTypeDefinition(handle).BaseType is { IsNil: false } parent && FullName(reader, handle) != "System.Enum"
-        && reader.GetString(parent.Kind == HandleKind.TypeReference ? reader.GetTypeReference((TypeReferenceHandle)parent).Name : parent.Kind == HandleKind.TypeDefinition ? reader.GetTypeDefinition((TypeDefinitionHandle)parent).Name : default) is "ValueType" or "Enum";
+    static bool IsValueType(MetadataReader reader, TypeDefinitionHandle handle)
+    {
+        var parent = reader.GetTypeDefinition(handle).BaseType;
+        var name = parent switch
+        {
+            { IsNil: true } => default,
+            { Kind: HandleKind.TypeReference } => reader.GetTypeReference((TypeReferenceHandle)parent).Name,
+            { Kind: HandleKind.TypeDefinition } => reader.GetTypeDefinition((TypeDefinitionHandle)parent).Name,
+            _ => default,
+        };
+        return reader.GetString(name) is "ValueType" or "Enum" && FullName(reader, handle) != "System.Enum";
+    }
 
     EntityHandle Once(EntityHandle scope, string name, Func<EntityHandle> add) => references.TryGetValue((scope, name), out var handle) ? handle : references[(scope, name)] = add();
 
@@ -254,13 +276,16 @@ sealed class Profile : ISignatureTypeProvider<byte[], object?>
     {
         var type = reader.GetTypeDefinition(handle);
         var outer = type.GetDeclaringType();
-        return Reference(outer.IsNil ? Assembly(reader.GetString(reader.GetAssemblyDefinition().Name)) : Reference(reader, outer), reader.GetString(type.Namespace), reader.GetString(type.Name));
+        var scope = outer.IsNil ? Assembly(NameOf(reader)) : Reference(reader, outer);
+        return Reference(scope, reader.GetString(type.Namespace), reader.GetString(type.Name));
     }
 
     EntityHandle Reference(MetadataReader reader, TypeReferenceHandle handle)
     {
         var type = reader.GetTypeReference(handle);
-        var scope = type.ResolutionScope.Kind == HandleKind.TypeReference ? Reference(reader, (TypeReferenceHandle)type.ResolutionScope) : Assembly(reader.GetString(reader.GetAssemblyReference((AssemblyReferenceHandle)type.ResolutionScope).Name));
+        var scope = type.ResolutionScope.Kind == HandleKind.TypeReference
+            ? Reference(reader, (TypeReferenceHandle)type.ResolutionScope)
+            : Assembly(reader.GetString(reader.GetAssemblyReference((AssemblyReferenceHandle)type.ResolutionScope).Name));
         return Reference(scope, reader.GetString(type.Namespace), reader.GetString(type.Name));
     }
 
