@@ -174,8 +174,7 @@ sealed class Profile : ISignatureTypeProvider<byte[], object?>
         {
             if (!functions.TryGetValue(assembly, out var code))
                 functions[assembly] = code = new(new());
-            code.OpCode(ILOpCode.Ldtoken);
-            code.Token(handle);
+            AddToken(code, handle);
             code.LoadString(metadata.GetOrAddUserString("InstrumentationDataStart"));
             foreach (var probe in method.Probes)
             {
@@ -191,6 +190,12 @@ sealed class Profile : ISignatureTypeProvider<byte[], object?>
         return found.Length > 0;
     }
 
+    static void AddToken(InstructionEncoder code, EntityHandle handle)
+    {
+        code.OpCode(ILOpCode.Ldtoken);
+        code.Token(handle);
+    }
+
     void AddValue(InstructionEncoder code, string value)
     {
         const int none = 0, unknown = 1;
@@ -201,13 +206,10 @@ sealed class Profile : ISignatureTypeProvider<byte[], object?>
                 token = Token(TypeName.Parse(named));
             else if (named.Split("|@|") is [var name, var type] && Find(type, name, null).ToArray() is [var only])
                 token = only.Handle;
-            if (token is null)
-                code.LoadConstantI4(named == "NULL" ? none : unknown);
+            if (token is { } known)
+                AddToken(code, known);
             else
-            {
-                code.OpCode(ILOpCode.Ldtoken);
-                code.Token(token.Value);
-            }
+                code.LoadConstantI4(named == "NULL" ? none : unknown);
         }
         else if (value.Split(' ') is [var low, var high])
             code.LoadConstantI8((long)(uint.Parse(low) | ulong.Parse(high) << 32));
@@ -220,7 +222,8 @@ sealed class Profile : ISignatureTypeProvider<byte[], object?>
     {
         if (!TypeName.TryParse(type, out var typeName))
             yield break;
-        foreach (var (file, reader, typeHandle) in types[Definition(typeName).FullName])
+        var definition = typeName.IsConstructedGenericType ? typeName.GetGenericTypeDefinition() : typeName;
+        foreach (var (file, reader, typeHandle) in types[definition.FullName])
             foreach (var method in reader.GetTypeDefinition(typeHandle).GetMethods().Select(reader.GetMethodDefinition))
                 if (reader.StringComparer.Equals(method.Name, name) && method.GetGenericParameters().Count == 0 && method.RelativeVirtualAddress > 0
                     && (ilSize is null || file.GetMethodBody(method.RelativeVirtualAddress).GetILBytes()!.Length == ilSize)
@@ -231,8 +234,6 @@ sealed class Profile : ISignatureTypeProvider<byte[], object?>
                         () => metadata.AddMemberReference(parent, metadata.GetOrAddString(name), metadata.GetOrAddBlob(signature))));
                 }
     }
-
-    static TypeName Definition(TypeName type) => type.IsConstructedGenericType ? type.GetGenericTypeDefinition() : type;
 
     EntityHandle? Token(TypeName type) => Encode(type) is { } signature ? Once(default, Convert.ToHexString(signature), () => metadata.AddTypeSpecification(metadata.GetOrAddBlob(signature))) : null;
 
@@ -296,8 +297,7 @@ sealed class Profile : ISignatureTypeProvider<byte[], object?>
         foreach (var (assembly, code) in functions)
         {
             dictionary.LoadString(metadata.GetOrAddUserString($"{assembly};"));
-            dictionary.OpCode(ILOpCode.Ldtoken);
-            dictionary.Token(Function($"Assemblies_{assembly};", code));
+            AddToken(dictionary, Function($"Assemblies_{assembly};", code));
             dictionary.OpCode(ILOpCode.Pop);
         }
         Function("AssemblyDictionary", dictionary);
