@@ -702,8 +702,8 @@ sealed class Adapter(params object[] marshallers) : Interceptor
     /// <summary>A message's prefix: whether it is compressed, in one byte, and its length in four (grpc/doc/PROTOCOL-HTTP2.md).</summary>
     const int PrefixSize = 5;
 
-    /// <summary>So many bytes are enough for a flush, and fit in a processor's nearer caches. What is larger is left to the library.</summary>
-    public const int Full = 64 * 1024;
+    /// <summary>So many bytes are enough for a flush. What is much larger is left to the library.</summary>
+    public const int Full = 32 * 1024;
 
     public override async Task DuplexStreamingServerHandler<TRequest, TResponse>(IAsyncStreamReader<TRequest> requests,
         IServerStreamWriter<TResponse> responses, ServerCallContext context, DuplexStreamingServerMethod<TRequest, TResponse> continuation)
@@ -711,7 +711,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         var http = context.GetHttpContext();
         var method = (Method<TRequest, TResponse>)http.GetEndpoint()!.Metadata.GetMetadata<GrpcMethodMetadata>()!.Method;
         var reader = new Reader<TRequest>(http.Request.BodyReader, requests, For(method.RequestMarshaller), context.CancellationToken);
-        var writer = new ServerWriter<TResponse>(http.Response.BodyWriter, reader.HasNext, For(method.ResponseMarshaller), context.CancellationToken);
+        var writer = new ServerWriter<TResponse>(http.Response.BodyWriter, () => reader.HasMore, For(method.ResponseMarshaller), context.CancellationToken);
         reader.BeforeWait = writer.FlushAsync;
         try
         {
@@ -733,7 +733,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         var call = continuation(context);
         Handler.Calling.Value = null;
         return new(
-            new ClientWriter<TRequest>(bodies.Requests, call.RequestStream, For(context.Method.RequestMarshaller)),
+            new ClientWriter<TRequest>(bodies.Request.Task, call.RequestStream, For(context.Method.RequestMarshaller)),
             new Reader<TResponse>(bodies.Responses, call.ResponseStream, For(context.Method.ResponseMarshaller), context.Options.CancellationToken),
             call.ResponseHeadersAsync, call.GetStatus, call.GetTrailers, () =>
             {
@@ -765,40 +765,12 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         /// <summary>Reads the next message. What has arrived already is read even when the call, or what waits for it, is cancelled.</summary>
         public Task<bool> MoveNext(CancellationToken cancel) => TryTake() ? Task.FromResult(true) : ReadAsync(cancel);
 
-        /// <summary>Whether one more message can be read without a wait.</summary>
-        public bool HasNext()
-        {
-            if (IsWhole(front.AsSpan(taken)))
-                return true;
-            if (taken >= arrived.Length)
-                return false;
-            arrived = arrived.Slice(taken);
-            taken = 0;
-            SetFront(arrived.First);
-            if (IsWhole(front) || arrived.IsSingleSegment || arrived.Length < PrefixSize)
-                return size <= front.Count;
-            // A message across two pieces of the pipe's memory is put together, unless it is large.
-            IsWhole(arrived.Slice(0, PrefixSize).ToArray());
-            if (size > Math.Min(arrived.Length, Full))
-                return false;
-            front = arrived.Slice(0, size).ToArray();
-            return true;
-        }
-
-        // Whether bytes begin with a whole message that is not compressed; sets its size with its prefix.
-        bool IsWhole(ReadOnlySpan<byte> bytes)
-        {
-            size = int.MaxValue;
-            if (bytes.Length >= PrefixSize && bytes[0] == 0 && BinaryPrimitives.ReadUInt32BigEndian(bytes[1..]) is <= Full and var length)
-                size = PrefixSize + (int)length;
-            return size <= bytes.Length;
-        }
-
-        void SetFront(ReadOnlyMemory<byte> memory) => front = MemoryMarshal.TryGetArray(memory, out var array) ? array : memory.ToArray();
+        /// <summary>Whether one more message has come already, or its first bytes.</summary>
+        public bool HasMore => taken < arrived.Length;
 
         bool TryTake()
         {
-            if (!HasNext())
+            if (!IsWhole(front.AsSpan(taken)) && !TryJoin())
                 return false;
             try
             {
@@ -814,6 +786,28 @@ sealed class Adapter(params object[] marshallers) : Interceptor
             return true;
         }
 
+        // Whether bytes begin with a whole message that is not compressed; sets its size with its prefix.
+        bool IsWhole(ReadOnlySpan<byte> bytes)
+        {
+            size = int.MaxValue;
+            if (bytes.Length >= PrefixSize && bytes[0] == 0 && BinaryPrimitives.ReadUInt32BigEndian(bytes[1..]) is <= Full and var length)
+                size = PrefixSize + (int)length;
+            return size <= bytes.Length;
+        }
+
+        // Goes on to the next piece of the pipe's memory; a message across two pieces is put together.
+        bool TryJoin()
+        {
+            arrived = arrived.Slice(taken);
+            SetFront(arrived);
+            if (!IsWhole(front) && !arrived.IsSingleSegment && arrived.Length >= PrefixSize && !IsWhole(arrived.Slice(0, PrefixSize).ToArray()))
+                front = size <= arrived.Length ? arrived.Slice(0, size).ToArray() : front;
+            return size <= front.Count;
+        }
+
+        void SetFront(ReadOnlySequence<byte> bytes) =>
+            (front, taken) = (MemoryMarshal.TryGetArray(bytes.First, out var array) ? array : bytes.First.ToArray(), 0);
+
         async Task<bool> ReadAsync(CancellationToken cancel)
         {
             Current = null!;
@@ -827,7 +821,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
                 using var cancelled = reading.IsCompleted ? default : cancel.UnsafeRegister(Cancel, pipe);
                 var read = await reading;
                 (arrived, isReading) = (read.Buffer, true);
-                SetFront(arrived.First);
+                SetFront(arrived);
                 if (TryTake())
                     return true;
                 Release();
@@ -864,19 +858,18 @@ sealed class Adapter(params object[] marshallers) : Interceptor
     }
 
     /// <summary>Gathers messages as they lie on the wire.</summary>
-    public abstract class Writer<T>(Marshaller<T> marshaller) : SerializationContext, IBufferWriter<byte>, IAsyncStreamWriter<T> where T : class
+    public abstract class Writer<T>(Marshaller<T> marshaller) : SerializationContext, IAsyncStreamWriter<T> where T : class
     {
-        // From the pool, small at first and given back at each flush: an idle stream holds no memory.
-        byte[] buffer = [];
-        int end, at;
+        // Small at first, and let go at each flush: an idle stream holds no memory.
+        ArrayBufferWriter<byte> gathered = new();
+        int start;
 
         public WriteOptions? WriteOptions { get; set; }
 
         /// <summary>How many messages have been written.</summary>
         public long Count { get; private set; }
 
-        /// <summary>What has been gathered.</summary>
-        protected ReadOnlyMemory<byte> Gathered => buffer.AsMemory(0, end);
+        protected bool IsEmpty => gathered.WrittenCount == 0;
 
         /// <summary>Whether what has been gathered may stay for now, as more is sure to follow.</summary>
         protected abstract bool MayWait { get; }
@@ -888,92 +881,52 @@ sealed class Adapter(params object[] marshallers) : Interceptor
 
         public Task WriteAsync(T message)
         {
-            at = end;
-            Reserve(PrefixSize);
-            at += PrefixSize;
+            start = gathered.WrittenCount;
+            gathered.GetSpan(PrefixSize)[0] = 0;
+            gathered.Advance(PrefixSize);
             marshaller.ContextualSerializer(message, this);
-            return end < Full && MayWait ? Task.CompletedTask : FlushAsync();
+            return gathered.WrittenCount < Full && MayWait ? Task.CompletedTask : FlushAsync();
         }
+
+        public override IBufferWriter<byte> GetBufferWriter() => gathered;
 
         public override void Complete()
         {
-            buffer[end] = 0;
-            BinaryPrimitives.WriteInt32BigEndian(buffer.AsSpan(end + 1), at - end - PrefixSize);
-            end = at;
+            var length = MemoryMarshal.AsMemory(gathered.WrittenMemory).Slice(start + 1, sizeof(int));
+            BinaryPrimitives.WriteInt32BigEndian(length.Span, gathered.WrittenCount - start - PrefixSize);
             Count++;
         }
 
         public override void Complete(byte[] payload)
         {
-            this.Write(payload);
+            gathered.Write(payload);
             Complete();
         }
 
-        public override void SetPayloadLength(int payloadLength) => Reserve(payloadLength);
-        public override IBufferWriter<byte> GetBufferWriter() => this;
-        public void Advance(int count) => at += count;
-
-        public Memory<byte> GetMemory(int sizeHint)
+        protected ReadOnlyMemory<byte> Take()
         {
-            Reserve(sizeHint);
-            return buffer.AsMemory(at);
-        }
-
-        public Span<byte> GetSpan(int sizeHint)
-        {
-            Reserve(sizeHint);
-            return buffer.AsSpan(at);
-        }
-
-        void Reserve(int count)
-        {
-            if (count < buffer.Length - at)
-                return;
-            var larger = ArrayPool<byte>.Shared.Rent(Math.Max(2 * buffer.Length, at + Math.Max(count + 1, 256)));
-            buffer.AsSpan(0, at).CopyTo(larger);
-            Return();
-            buffer = larger;
-        }
-
-        protected void Clear()
-        {
-            Return();
-            (buffer, end) = ([], 0);
-        }
-
-        void Return()
-        {
-            if (buffer.Length > 0)
-                ArrayPool<byte>.Shared.Return(buffer);
+            var all = gathered.WrittenMemory;
+            gathered = new();
+            return all;
         }
     }
 
     // A handler that does something else between two reads must not hold answers back: they wait only where a request has come.
-    sealed class ServerWriter<T>(PipeWriter pipe, Func<bool> hasRequest, Marshaller<T> marshaller, CancellationToken stop)
+    sealed class ServerWriter<T>(PipeWriter pipe, Func<bool> hasMore, Marshaller<T> marshaller, CancellationToken stop)
         : Writer<T>(marshaller), IServerStreamWriter<T> where T : class
     {
         bool hasFlushed;
 
-        protected override bool MayWait => hasRequest();
+        protected override bool MayWait => hasMore();
 
-        // The first time the headers leave as well.
+        // The first time the headers leave as well. Only the wait is stopped: Kestrel aborts a stream whose flush is cancelled.
         public override Task FlushAsync()
         {
-            if (hasFlushed && Gathered.IsEmpty)
+            if (hasFlushed && IsEmpty)
                 return Task.CompletedTask;
             hasFlushed = true;
-            var flushing = Gathered.IsEmpty ? pipe.FlushAsync(CancellationToken.None) : pipe.WriteAsync(Gathered, CancellationToken.None);
-            if (!flushing.IsCompletedSuccessfully)
-                return EndAsync(flushing.AsTask());
-            Clear();
-            return Task.CompletedTask;
-        }
-
-        // Only the wait is stopped: Kestrel aborts a stream whose flush is cancelled, and drops what was to be flushed.
-        async Task EndAsync(Task flushing)
-        {
-            await flushing.WaitAsync(stop);
-            Clear();
+            var flushing = IsEmpty ? pipe.FlushAsync(CancellationToken.None) : pipe.WriteAsync(Take(), CancellationToken.None);
+            return flushing.IsCompletedSuccessfully ? Task.CompletedTask : flushing.AsTask().WaitAsync(stop);
         }
     }
 
@@ -986,8 +939,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         public override async Task FlushAsync()
         {
             var stream = await requests;
-            await stream.WriteAsync(Gathered);
-            Clear();
+            await stream.WriteAsync(Take());
             await stream.FlushAsync();
         }
 
@@ -1008,23 +960,44 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         {
             if (Calling.Value is not { } bodies)
                 return await base.SendAsync(request, cancel);
-            var content = request.Content!;
-            request.Content = WithHeaders(content.Headers, new RequestContent(stream => bodies.WriteAsync(content, stream)));
+            var library = request.Content!;
+            request.Content = WithHeaders(library.Headers, new RequestContent(WriteAsync));
             try
             {
-                // Not the library's token: at a deadline it would drop answers that have arrived. End ends the call.
-                var response = await base.SendAsync(request, bodies.Closed);
-                var isGrpc = response.Content.Headers.ContentType?.MediaType?.Split('+')[0] == "application/grpc";
+                // Not the library's token: at a deadline it would drop answers that have arrived. The call's end ends it.
+                var response = await base.SendAsync(request, bodies.Ended.Token);
                 // What is not gRPC is for the library to refuse.
-                bodies.Answered(isGrpc ? await response.Content.ReadAsStreamAsync(CancellationToken.None) : Stream.Null, took);
-                if (isGrpc)
-                    response.Content = WithHeaders(response.Content.Headers, new StreamContent(bodies.Responses.AsStream(leaveOpen: true)));
+                if (response.Content.Headers.ContentType?.MediaType?.Split('+')[0] != "application/grpc")
+                {
+                    bodies.Response.TrySetResult(Stream.Null);
+                    return response;
+                }
+                bodies.Took = took;
+                bodies.Response.TrySetResult(await response.Content.ReadAsStreamAsync(CancellationToken.None));
+                response.Content = WithHeaders(response.Content.Headers, new StreamContent(bodies.Responses.AsStream(leaveOpen: true)));
                 return response;
             }
             catch (Exception e)
             {
-                bodies.Failed(e);
+                bodies.Request.TrySetException(e);
+                bodies.Response.TrySetException(e);
                 throw;
+            }
+
+            async Task WriteAsync(Stream stream)
+            {
+                // SocketsHttpHandler tries a refused stream again; but what was written for it is gone.
+                if (!bodies.Request.TrySetResult(stream))
+                    throw new IOException("the server refused the stream");
+                try
+                {
+                    await library.CopyToAsync(stream).WaitAsync(bodies.Ended.Token);
+                }
+                catch
+                {
+                    // Ended now, the request would take the answers with it that have arrived and are still to be read.
+                    await Task.Delay(Timeout.Infinite, bodies.Ended.Token);
+                }
             }
         }
 
@@ -1050,59 +1023,29 @@ sealed class Adapter(params object[] marshallers) : Interceptor
     // The two bodies of a client's call, before and after they are there. As a stream it is the response's.
     internal sealed class Bodies : TransportStream
     {
-        readonly TaskCompletionSource<Stream> requests = new(TaskCreationOptions.RunContinuationsAsynchronously);
-        readonly TaskCompletionSource<Stream> responses = new(TaskCreationOptions.RunContinuationsAsynchronously);
-        readonly CancellationTokenSource closed = new();
-        Action<int> took = _ => { };
+        public readonly TaskCompletionSource<Stream> Request = new(TaskCreationOptions.RunContinuationsAsynchronously);
+        public readonly TaskCompletionSource<Stream> Response = new(TaskCreationOptions.RunContinuationsAsynchronously);
+        public readonly CancellationTokenSource Ended = new();
+        public readonly PipeReader Responses;
 
-        public Bodies() => Responses = PipeReader.Create(this, new(bufferSize: Full));
+        public Bodies() => Responses = PipeReader.Create(this, new(bufferSize: 2 * Full));
 
-        public Task<Stream> Requests => requests.Task;
-        public PipeReader Responses { get; }
-        public CancellationToken Closed => closed.Token;
-
-        public void Answered(Stream body, Action<int> took)
-        {
-            this.took = took;
-            responses.TrySetResult(body);
-        }
-
-        public void Failed(Exception e)
-        {
-            requests.TrySetException(e);
-            responses.TrySetException(e);
-        }
-
-        /// <summary>Ends the call, with a reset where it has not ended.</summary>
-        public void End()
-        {
-            closed.Cancel();
-            if (responses.Task.IsCompletedSuccessfully)
-                responses.Task.Result.Dispose();
-        }
-
-        public async Task WriteAsync(HttpContent library, Stream stream)
-        {
-            // SocketsHttpHandler tries a refused stream again; but what was written for it is gone.
-            if (!requests.TrySetResult(stream))
-                throw new IOException("the server refused the stream");
-            try
-            {
-                await library.CopyToAsync(stream).WaitAsync(closed.Token);
-            }
-            catch
-            {
-                // Ended now, the request would take the answers with it that have arrived and are still to be read.
-                await Task.Delay(Timeout.Infinite, closed.Token);
-            }
-        }
+        public Action<int> Took { get; set; } = _ => { };
 
         public override async ValueTask<int> ReadAsync(Memory<byte> into, CancellationToken cancel = default)
         {
-            var body = await responses.Task.WaitAsync(cancel);
+            var body = await Response.Task.WaitAsync(cancel);
             var count = await body.ReadAsync(into, cancel);
-            took(count);
+            Took(count);
             return count;
+        }
+
+        // With a reset where the call has not ended.
+        public void End()
+        {
+            Ended.Cancel();
+            if (Response.Task.IsCompletedSuccessfully)
+                Response.Task.Result.Dispose();
         }
     }
 }
