@@ -91,12 +91,14 @@ static class Program
             PingCommand(),
         };
         root.Options.OfType<HelpOption>().Single().Action = new Help();
+        // What shells ask for to complete a line, by way of dotnet-suggest.
+        var isSuggesting = args is [var first, ..] && first.StartsWith("[suggest", StringComparison.Ordinal);
         // A name on the command line may begin with @: it is not a file of arguments.
         var parsed = root.Parse(args is [] ? ["--help"] : args, new() { ResponseFileTokenReplacer = null });
         var output = new StringWriter();
         try
         {
-            if (parsed.Action is not Help && Fault(parsed) is { } fault)
+            if (parsed.Action is not Help && !isSuggesting && Fault(parsed) is { } fault)
                 throw new Problem(2, fault);
             // Signals are ours: System.CommandLine would end the process two seconds after one.
             var exitCode = await parsed.InvokeAsync(new() { Output = output, ProcessTerminationTimeout = null, EnableDefaultExceptionHandler = false });
@@ -113,6 +115,11 @@ static class Program
             if (e.ExitCode != 0)
                 Tell(e.Message);
             return e.ExitCode;
+        }
+        catch (InvalidOperationException) when (isSuggesting)
+        {
+            // The library knows nothing to suggest behind an = sign, and says it so.
+            return 0;
         }
     }
 
@@ -719,9 +726,10 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         }
         finally
         {
-            // What is cut off here has been written all the same.
-            await writer.FlushAsync().ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
             reader.Release();
+            // What is cut off here has been written all the same.
+            if (!writer.IsEmpty)
+                await writer.FlushAsync().ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
         }
     }
 
@@ -869,7 +877,8 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         /// <summary>How many messages have been written.</summary>
         public long Count { get; private set; }
 
-        protected bool IsEmpty => gathered.WrittenCount == 0;
+        /// <summary>Whether there is nothing to flush.</summary>
+        public bool IsEmpty => gathered.WrittenCount == 0;
 
         /// <summary>Whether what has been gathered may stay for now, as more is sure to follow.</summary>
         protected abstract bool MayWait { get; }
@@ -1700,7 +1709,7 @@ sealed class Client(CallSettings settings, Trace trace)
         if (isSignalled)
             return await signalled.Task;
         // Where an answer was only a refusal, the stream never was.
-        var counts = gate is { HasReceived: true, SpeaksHttp1: false } && (response is null || ContentType(response).IsGrpc && One(response.Headers, "grpc-status") is null) ? $" ({Trace.Counts})" : "";
+        var counts = gate is { Received: (true, false) } && (response is null || ContentType(response).IsGrpc && One(response.Headers, "grpc-status") is null) ? $" ({Trace.Counts})" : "";
         var (_, message) = await call;
         return status != StatusCode.OK ? throw new Problem(64 + (int)status!, $"{NameOf(status.Value)}: {message}{counts}") : badInput is null ? 0 : throw badInput;
     }
@@ -1949,10 +1958,10 @@ sealed class Client(CallSettings settings, Trace trace)
         _ when gate?.Reset is { } code => (status, $"the server reset the stream: {code}"),
         _ when gate?.GoAway is "NO_ERROR" => (StatusCode.Unavailable, $"{endpoint} shut down before the stream had ended"),
         _ when gate?.GoAway is { } reason => (StatusCode.Unavailable, $"the server closed the connection: {reason}"),
-        _ when gate is { SpeaksHttp1: true } => (StatusCode.Unavailable, $"{endpoint} speaks HTTP/1.1, not HTTP/2"),
+        _ when gate is { Received.IsHttp1: true } => (StatusCode.Unavailable, $"{endpoint} speaks HTTP/1.1, not HTTP/2"),
         _ when refusal is not null => (StatusCode.Unavailable, refusal),
-        _ when gate is { HasReceived: false } && endpoint.Url.Scheme == "http" => (StatusCode.Unavailable, $"{endpoint} closed the connection without an answer (does it want https://?)"),
-        _ when gate is { HasReceived: false } && (isAskedForCertificate || settings.Certificate is not null) => (StatusCode.Unauthenticated, $"{endpoint} wants a client certificate (--cert, --key) that it trusts"),
+        _ when gate is { Received.Any: false } && endpoint.Url.Scheme == "http" => (StatusCode.Unavailable, $"{endpoint} closed the connection without an answer (does it want https://?)"),
+        _ when gate is { Received.Any: false } && (isAskedForCertificate || settings.Certificate is not null) => (StatusCode.Unauthenticated, $"{endpoint} wants a client certificate (--cert, --key) that it trusts"),
         _ when e.GetBaseException() is SocketException socket && gate is null => (StatusCode.Unavailable, socket.SocketErrorCode switch
         {
             SocketError.AccessDenied => $"cannot connect to {endpoint}: {socket.Message}",
@@ -2110,9 +2119,8 @@ sealed class Ping(Client client, TimeSpan every, long count) : Input<FindMaximum
 }
 
 /// <summary>
-/// Between SocketsHttpHandler and its connection. The handler drops the answers that it holds when a stream dies, but
-/// what was received must not be lost: so it learns of a reset or of the connection's end only after the call has
-/// taken all the bytes that came before.
+/// Between SocketsHttpHandler and its connection. The handler drops the answers that it holds when a stream dies, but what was
+/// received must not be lost: it learns of a reset, or of the connection's end, only when the call has taken all that came before.
 /// </summary>
 sealed class FrameGate(Stream connection) : TransportStream
 {
@@ -2136,6 +2144,9 @@ sealed class FrameGate(Stream connection) : TransportStream
     int start, end;
     long passed, taken;
 
+    /// <summary>Whether the peer has sent anything, and whether that was HTTP/1.1.</summary>
+    public (bool Any, bool IsHttp1) Received { get; private set; }
+
     /// <summary>Whether the peer has ended the stream.</summary>
     public bool HasEnded { get; private set; }
 
@@ -2147,12 +2158,6 @@ sealed class FrameGate(Stream connection) : TransportStream
 
     /// <summary>What a GOAWAY says, where one came.</summary>
     public string? GoAway { get; private set; }
-
-    /// <summary>Whether the peer has sent anything.</summary>
-    public bool HasReceived { get; private set; }
-
-    /// <summary>Whether that was HTTP/1.1.</summary>
-    public bool SpeaksHttp1 { get; private set; }
 
     /// <summary>Completes when this side has reset a stream.</summary>
     public Task ResetSent => resetSent.Task;
@@ -2189,12 +2194,12 @@ sealed class FrameGate(Stream connection) : TransportStream
     // Takes the next frame in, and waits with one that may end the stream or the connection.
     async ValueTask LookAsync(CancellationToken cancel)
     {
-        (start, end) = (0, await received.ReadAtLeastAsync(frame.AsMemory(0, HeaderSize), HeaderSize, throwOnEndOfStream: false, cancel));
+        start = 0;
+        end = await received.ReadAtLeastAsync(frame.AsMemory(0, HeaderSize), HeaderSize, throwOnEndOfStream: false, cancel);
         if (end == 0)
             throw new EndOfStreamException();
-        HasReceived = true;
         // Some answer what they do not understand with a page and nothing else.
-        SpeaksHttp1 |= frame.AsSpan(0, end).StartsWith("HTTP/"u8) || frame[0] == '<';
+        Received = (true, Received.IsHttp1 || frame.AsSpan(0, end).StartsWith("HTTP/"u8) || frame[0] == '<');
         var (size, kind, flags) = (frame[0] << 16 | frame[1] << 8 | frame[2], (Kind)frame[3], frame[4]);
         if (end < HeaderSize || size > LargestPayload)
             return; // No HTTP/2, which is for the handler to say.
@@ -2216,7 +2221,10 @@ sealed class FrameGate(Stream connection) : TransportStream
                 payload.Clear();
         }
         else if (kind == Kind.GoAway && size >= 8)
-            GoAway = $"{(Error)BinaryPrimitives.ReadUInt32BigEndian(payload[4..])} {Program.OneLine(Encoding.UTF8.GetString(payload[8..]))}".TrimEnd();
+        {
+            var error = (Error)BinaryPrimitives.ReadUInt32BigEndian(payload[4..]);
+            GoAway = $"{error} {Program.OneLine(Encoding.UTF8.GetString(payload[8..]))}".TrimEnd();
+        }
         else if (kind > Kind.Continuation)
             start = end; // Frames of a kind that nobody knows are ignored (RFC 9113, section 4.1), and not by the handler.
         HasEnded |= kind is Kind.Data or Kind.Headers && (flags & EndStream) != 0;
@@ -2238,16 +2246,14 @@ sealed class FrameGate(Stream connection) : TransportStream
         {
             // The connection is gone, and reading will tell: after all that came before.
         }
-        if (HoldsReset(bytes.Span))
-            resetSent.TrySetResult();
-    }
-
-    // SocketsHttpHandler writes whole frames.
-    static bool HoldsReset(ReadOnlySpan<byte> frames)
-    {
-        while (frames.Length >= HeaderSize && frames[3] != (byte)Kind.RstStream)
-            frames = frames[Math.Min(frames.Length, HeaderSize + (frames[0] << 16 | frames[1] << 8 | frames[2]))..];
-        return frames.Length >= HeaderSize;
+        // SocketsHttpHandler writes whole frames.
+        for (var frames = bytes; frames.Length >= HeaderSize && !ResetSent.IsCompleted;)
+        {
+            var header = frames.Span;
+            if (header[3] == (byte)Kind.RstStream)
+                resetSent.TrySetResult();
+            frames = frames[Math.Min(frames.Length, HeaderSize + (header[0] << 16 | header[1] << 8 | header[2]))..];
+        }
     }
 
     public override Task FlushAsync(CancellationToken cancel) => connection.FlushAsync(cancel);
