@@ -296,11 +296,11 @@ sealed record Endpoint(Uri Url, string? UnixPath)
             return UnixSocket(text[5..], text);
         var hasScheme = text.Contains("://", StringComparison.Ordinal);
         var bare = text.StartsWith(':') ? text[1..] : text;
-        // Uri takes a plain number for a host's address, and knows no host "*": [::] is what that means, any address, of IPv4 as well.
+        // Uri takes a plain number for a host's address, and knows no host "*": that is any address, for which [::] takes those of IPv4 as well.
         var url = (hasScheme ? text
             : bare.Length > 0 && bare.All(char.IsAsciiDigit) ? $"http://localhost:{bare}"
             : !text.StartsWith('[') && IPAddress.TryParse(text, out var ip) && ip.AddressFamily == AddressFamily.InterNetworkV6 ? $"http://[{text}]"
-            : $"http://{text}").Replace("//*", "//[::]");
+            : $"http://{text}").Replace("//*", Socket.OSSupportsIPv6 ? "//[::]" : "//0.0.0.0");
         if (Uri.TryCreate(url, UriKind.Absolute, out var uri)
             && uri is { Scheme: "http" or "https", PathAndQuery: "/", UserInfo: "", Fragment: "" }
             && (uri.HostNameType != UriHostNameType.IPv4 || url.Contains(uri.Host)))
@@ -1408,11 +1408,11 @@ sealed class Server : IAsyncDisposable
         {
             Bind(endpoint, new IPEndPoint(IPAddress.Loopback, port));
             if (Socket.OSSupportsIPv6)
-                Bind(endpoint, new IPEndPoint(IPAddress.IPv6Loopback, ((IPEndPoint)sockets[^1].LocalEndPoint!).Port));
+                Bind(endpoint, new IPEndPoint(IPAddress.IPv6Loopback, ((IPEndPoint)sockets[^1].LocalEndPoint!).Port), mayBeMissing: true);
         }
     }
 
-    void Bind(Endpoint endpoint, EndPoint at)
+    void Bind(Endpoint endpoint, EndPoint at, bool mayBeMissing = false)
     {
         try
         {
@@ -1429,6 +1429,10 @@ sealed class Server : IAsyncDisposable
             // Several sockets may be bound to an address, but only one listens there.
             socket.Listen();
             Endpoints.Add(endpoint);
+        }
+        catch (SocketException e) when (mayBeMissing && e.SocketErrorCode == SocketError.AddressNotAvailable)
+        {
+            // IPv6 is supported, but switched off.
         }
         catch (SocketException e)
         {
@@ -1562,57 +1566,51 @@ static class Tls
             throw new Problem(2, "--cert and --key go together, and --client-ca with them");
         if (cert is null)
             return null;
-        var (loaded, context) = (Written(), OwnCertificate(cert, key!));
-        var trust = Trust(clientCa);
-        var reloading = new Lock();
-        return () =>
+        var own = Latest("certificate", Own, cert, key!);
+        var trusted = clientCa is null ? null : Latest("client CA", Trusted, clientCa);
+        return () => new()
         {
-            lock (reloading)
-                try
-                {
-                    if (Written() is var now && now != loaded)
-                        (context, loaded) = (OwnCertificate(cert, key!), now);
-                }
-                catch (Exception e) when (e is Problem or IOException or UnauthorizedAccessException)
-                {
-                    // A file caught half-written: the certificate in use stays, and the next connection looks again.
-                    Program.Tell($"keeping the old certificate: {e.Message}");
-                }
-            return new()
-            {
-                ServerCertificateContext = context,
-                ApplicationProtocols = [SslApplicationProtocol.Http2],
-                ClientCertificateRequired = trust is not null,
-                // A handshake may add to the policy.
-                CertificateChainPolicy = trust?.Clone(),
-            };
+            ServerCertificateContext = own(),
+            ApplicationProtocols = [SslApplicationProtocol.Http2],
+            ClientCertificateRequired = trusted is not null,
+            // A session that is resumed brings the client's certificate without its chain: .NET would refuse it.
+            AllowTlsResume = trusted is null,
+            CertificateChainPolicy = ChainPolicy(trusted?.Invoke()),
+            RemoteCertificateValidationCallback = trusted is null ? null : (sender, certificate, chain, errors) => Refusal(sender, certificate, chain, errors) is null,
         };
-
-        (DateTime, DateTime) Written() => (File.GetLastWriteTimeUtc(cert), File.GetLastWriteTimeUtc(key!));
     }
 
     /// <summary>A certificate with its key and the rest of its chain; null where there is none.</summary>
-    public static SslStreamCertificateContext? OwnCertificate(string? cert, string? key)
+    public static SslStreamCertificateContext? OwnCertificate(string? cert, string? key) =>
+        cert is null != key is null ? throw new Problem(2, "--cert and --key go together") : cert is null ? null : Read(Own, cert, key!);
+
+    /// <summary>The certificates that a file names as trusted; null, which is trust in the system's roots, where there is none.</summary>
+    public static X509Certificate2Collection? Trust(string? file) => file is null ? null : Read(Trusted, file);
+
+    /// <summary>How a peer's chain is built: nothing is fetched from where it says, neither an issuer nor whether one is revoked.</summary>
+    public static X509ChainPolicy ChainPolicy(X509Certificate2Collection? trusted)
     {
-        if (cert is null != key is null)
-            throw new Problem(2, "--cert and --key go together");
-        return cert is null ? null : Read($"{cert} and {key}", () =>
-        {
-            var chain = new X509Certificate2Collection();
-            chain.ImportFromPemFile(cert);
-            using var leaf = X509Certificate2.CreateFromPemFile(cert, key!);
-            // Windows cannot use a key that was only ever in memory; a round through PKCS#12 makes it one that it can.
-            return SslStreamCertificateContext.Create(X509CertificateLoader.LoadPkcs12(leaf.Export(X509ContentType.Pfx), null), chain, offline: true);
-        });
+        var policy = new X509ChainPolicy { DisableCertificateDownloads = true, RevocationMode = X509RevocationMode.NoCheck };
+        policy.TrustMode = trusted is null ? X509ChainTrustMode.System : X509ChainTrustMode.CustomRootTrust;
+        policy.CustomTrustStore.AddRange(trusted ?? []);
+        return policy;
     }
 
-    /// <summary>Trust in nobody but the roots in a file; null, which is trust in the system's, where there is none.</summary>
-    public static X509ChainPolicy? Trust(string? file) => file is null ? null : Read(file, () =>
+    /// <summary>Why a peer is refused; null where it is not. .NET trusts only in roots: here a chain may end at anyone who is named as trusted.</summary>
+    public static string? Refusal(object sender, X509Certificate? certificate, X509Chain? chain, SslPolicyErrors errors)
     {
-        var policy = new X509ChainPolicy { TrustMode = X509ChainTrustMode.CustomRootTrust, RevocationMode = X509RevocationMode.NoCheck };
-        policy.CustomTrustStore.ImportFromPemFile(file);
-        return policy.CustomTrustStore.Count > 0 ? policy : throw new InvalidDataException("it holds no certificate");
-    });
+        X509ChainElement[] elements = [.. chain?.ChainElements ?? Enumerable.Empty<X509ChainElement>()];
+        // By all of its bytes: to .NET certificates are equal that have an issuer's name and a number in common, which anybody may choose.
+        var end = Array.FindIndex(elements, element => chain!.ChainPolicy.CustomTrustStore.Any(trusted => trusted.RawDataMemory.Span.SequenceEqual(element.Certificate.RawDataMemory.Span)));
+        var statuses = end < 0 ? chain?.ChainStatus ?? [] : elements[..(end + 1)].SelectMany(element => element.ChainElementStatus);
+        var faults = statuses.Aggregate(X509ChainStatusFlags.NoError, (all, one) => all | one.Status) & ~(end < 0 ? 0 : X509ChainStatusFlags.PartialChain);
+        return errors == SslPolicyErrors.None || errors == SslPolicyErrors.RemoteCertificateChainErrors && end >= 0 && faults == X509ChainStatusFlags.NoError ? null
+            : errors.HasFlag(SslPolicyErrors.RemoteCertificateNotAvailable) ? "it has none"
+            : errors.HasFlag(SslPolicyErrors.RemoteCertificateNameMismatch) ? $"it is not for {((SslStream)sender).TargetHostName}"
+            : faults.HasFlag(X509ChainStatusFlags.NotTimeValid) ? $"it, or one that vouches for it, has expired or is not valid yet (it is valid until {((X509Certificate2)certificate!).NotAfter:yyyy-MM-dd})"
+            : faults.HasFlag(X509ChainStatusFlags.UntrustedRoot) || faults.HasFlag(X509ChainStatusFlags.PartialChain) ? "no trusted root vouches for it (see --cacert)"
+            : faults.ToString();
+    }
 
     /// <summary>Makes sure of OpenSSL, as without it .NET ends the process: the names are those that it looks for.</summary>
     /// <exception cref="Problem">It is not installed.</exception>
@@ -1622,16 +1620,57 @@ static class Tls
             throw new Problem(2, "TLS needs OpenSSL, whose libssl is not on this machine");
     }
 
-    static T Read<T>(string what, Func<T> read)
+    static SslStreamCertificateContext Own(string[] pem)
+    {
+        var chain = new X509Certificate2Collection();
+        chain.ImportFromPem(pem[0]);
+        using var leaf = X509Certificate2.CreateFromPem(pem[0], pem[1]);
+        // Windows cannot use a key that was only ever in memory; a round through PKCS#12 makes it one that it can.
+        return SslStreamCertificateContext.Create(X509CertificateLoader.LoadPkcs12(leaf.Export(X509ContentType.Pfx), null), chain, offline: true);
+    }
+
+    static X509Certificate2Collection Trusted(string[] pem)
+    {
+        var trusted = new X509Certificate2Collection();
+        trusted.ImportFromPem(pem[0]);
+        return trusted.Count > 0 ? trusted : throw new InvalidDataException("it holds no certificate");
+    }
+
+    // What is made of some files as they are whenever it is asked for. Their texts tell of a change: a link's time tells nothing of what it leads to.
+    static Func<T> Latest<T>(string what, Func<string[], T> make, params string[] files)
+    {
+        var (latest, read, told, looking) = (default(T)!, Array.Empty<string>(), "", new Lock());
+        Look();
+        return () =>
+        {
+            lock (looking)
+                try
+                {
+                    Look();
+                    told = "";
+                }
+                catch (Problem e)
+                {
+                    // A file caught half-written: what is in use stays, and the next connection looks again.
+                    if (e.Message != told)
+                        Program.Tell($"keeping the old {what}: {told = e.Message}");
+                }
+            return latest;
+        };
+
+        void Look() => (latest, read) = Read(texts => texts.SequenceEqual(read) ? (latest, read) : (make(texts), texts), files);
+    }
+
+    static T Read<T>(Func<string[], T> make, params string[] files)
     {
         Require();
         try
         {
-            return read();
+            return make(Array.ConvertAll(files, File.ReadAllText));
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException or CryptographicException or InvalidDataException or ArgumentException)
         {
-            throw new Problem(2, $"cannot use {what}: {e.Message}");
+            throw new Problem(2, $"cannot use {string.Join(" and ", files)}: {e.Message}");
         }
     }
 }
@@ -1649,7 +1688,7 @@ static class Tls
 /// <param name="Certificate">This client's certificate.</param>
 /// <param name="Insecure">Whether the server's certificate need not be verified.</param>
 sealed record CallSettings(Endpoint Endpoint, (string Service, string Name) Method, Metadata Metadata, TimeSpan? Deadline, bool WaitForReady, bool ReadsInput, bool MayServeItself,
-    X509ChainPolicy? Trust, SslStreamCertificateContext? Certificate, bool Insecure);
+    X509Certificate2Collection? Trust, SslStreamCertificateContext? Certificate, bool Insecure);
 
 /// <summary>One call: stdin's messages go out while the answers come in and go to stdout.</summary>
 sealed class Client(CallSettings settings, Trace trace)
@@ -1662,7 +1701,7 @@ sealed class Client(CallSettings settings, Trace trace)
     // Large enough that a firehose of answers never waits for a window update on a fast network.
     const int StreamWindow = 1024 * 1024;
 
-    static readonly TimeSpan FirstBackoff = TimeSpan.FromSeconds(0.1), LastBackoff = TimeSpan.FromSeconds(5);
+    static readonly TimeSpan FirstBackoff = TimeSpan.FromSeconds(0.1), LastBackoff = TimeSpan.FromSeconds(5), HeadStart = TimeSpan.FromSeconds(0.25);
 
     static readonly WriteOptions moreFollows = new(WriteFlags.BufferHint);
 
@@ -1853,7 +1892,7 @@ sealed class Client(CallSettings settings, Trace trace)
         },
         SslOptions = new()
         {
-            CertificateChainPolicy = settings.Trust,
+            CertificateChainPolicy = Tls.ChainPolicy(settings.Trust),
             ClientCertificateContext = settings.Certificate,
             RemoteCertificateValidationCallback = Accepts,
             // Whether the server asks is not known where there is a certificate to present.
@@ -1869,9 +1908,10 @@ sealed class Client(CallSettings settings, Trace trace)
     {
         if (gate is not null)
             throw new IOException("a call has one connection");
+        Socket socket;
         try
         {
-            return await DialAsync(endpoint.UnixPath is { } path ? new UnixDomainSocketEndPoint(path) : context.DnsEndPoint, cancel);
+            socket = await (endpoint.UnixPath is { } path ? DialAsync(new UnixDomainSocketEndPoint(path), cancel) : DialFirstAsync(context.DnsEndPoint, cancel));
         }
         catch (SocketException e) when (settings is { MayServeItself: true, WaitForReady: false } && e.SocketErrorCode == SocketError.ConnectionRefused)
         {
@@ -1879,11 +1919,53 @@ sealed class Client(CallSettings settings, Trace trace)
             servesItself = true;
             var server = new Server();
             await server.StartAsync([Endpoint.Parse("http://127.0.0.1:0")], null);
-            return await DialAsync(new IPEndPoint(IPAddress.Loopback, server.Endpoints[0].Url.Port), cancel);
+            socket = await DialAsync(new IPEndPoint(IPAddress.Loopback, server.Endpoints[0].Url.Port), cancel);
+        }
+        Trace.Note('*', $"connected to {(endpoint.UnixPath is null ? $"{endpoint.Url.Scheme}://{Tcp.Plain(socket.RemoteEndPoint)}" : endpoint)}");
+        return new NetworkStream(socket, ownsSocket: true);
+    }
+
+    // Happy Eyeballs (RFC 8305): a name's addresses, of both families in turn, each begun when the one before has failed or
+    // had its moment; the first that connects is it.
+    async Task<Socket> DialFirstAsync(DnsEndPoint to, CancellationToken cancel)
+    {
+        var addresses = await Dns.GetHostAddressesAsync(to.Host, cancel);
+        using var over = CancellationTokenSource.CreateLinkedTokenSource(cancel);
+        var (first, tries) = (new TaskCompletionSource<Socket>(TaskCreationOptions.RunContinuationsAsynchronously), new List<Task<SocketException?>>());
+        foreach (var (_, address) in addresses.GroupBy(address => address.AddressFamily).SelectMany(family => family.Index()).OrderBy(one => one.Index))
+        {
+            tries.Add(TryAsync(new(address, to.Port)));
+            await Task.WhenAny(tries[^1], first.Task, Task.Delay(HeadStart, cancel));
+            if (first.Task.IsCompleted)
+                break;
+        }
+        await Task.WhenAny(first.Task, Task.WhenAll(tries));
+        // Refused is who was refused at every address, but for those of a kind that this machine does not have.
+        if (!first.Task.IsCompleted)
+            throw (await Task.WhenAll(tries)).MinBy(e => e!.SocketErrorCode switch { SocketError.ConnectionRefused => 1, SocketError.AddressNotAvailable => 2, _ => 0 }) ?? new((int)SocketError.HostNotFound);
+        await over.CancelAsync();
+        return await first.Task;
+
+        async Task<SocketException?> TryAsync(IPEndPoint to)
+        {
+            if (addresses.Length > 1)
+                Trace.Note('*', $"trying {endpoint.Url.Scheme}://{to}");
+            try
+            {
+                var socket = await DialAsync(to, over.Token);
+                if (!first.TrySetResult(socket))
+                    socket.Dispose();
+                return null;
+            }
+            catch (SocketException e)
+            {
+                Trace.Note('*', $"{endpoint.Url.Scheme}://{to}: {e.Message}");
+                return e;
+            }
         }
     }
 
-    async Task<Stream> DialAsync(EndPoint to, CancellationToken cancel)
+    static async Task<Socket> DialAsync(EndPoint to, CancellationToken cancel)
     {
         var socket = to is UnixDomainSocketEndPoint ? new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) : new Socket(SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
         try
@@ -1897,8 +1979,7 @@ sealed class Client(CallSettings settings, Trace trace)
                 Tcp.GiveUpAfter(socket, TimeSpan.FromSeconds(KeepAliveSeconds + KeepAliveInterval * KeepAliveProbes));
             }
             await socket.ConnectAsync(to, cancel);
-            Trace.Note('*', $"connected to {(endpoint.UnixPath is null ? $"{endpoint.Url.Scheme}://{Tcp.Plain(socket.RemoteEndPoint)}" : endpoint)}");
-            return new NetworkStream(socket, ownsSocket: true);
+            return socket;
         }
         catch
         {
@@ -1909,13 +1990,7 @@ sealed class Client(CallSettings settings, Trace trace)
 
     bool Accepts(object sender, X509Certificate? certificate, X509Chain? chain, SslPolicyErrors errors)
     {
-        var flags = chain?.ChainStatus.Aggregate(X509ChainStatusFlags.NoError, (all, one) => all | one.Status) ?? X509ChainStatusFlags.NoError;
-        var reason = errors == SslPolicyErrors.None ? null
-            : errors.HasFlag(SslPolicyErrors.RemoteCertificateNotAvailable) ? "it has none"
-            : errors.HasFlag(SslPolicyErrors.RemoteCertificateNameMismatch) ? $"it is not for {((SslStream)sender).TargetHostName}"
-            : flags.HasFlag(X509ChainStatusFlags.NotTimeValid) ? $"it, or one that vouches for it, has expired or is not valid yet (it is valid until {((X509Certificate2)certificate!).NotAfter:yyyy-MM-dd})"
-            : flags.HasFlag(X509ChainStatusFlags.UntrustedRoot) || flags.HasFlag(X509ChainStatusFlags.PartialChain) ? "no trusted root vouches for it (see --cacert)"
-            : flags.ToString();
+        var reason = Tls.Refusal(sender, certificate, chain, errors);
         if (reason is not null && settings.Insecure)
             Program.Tell($"warning: the server's certificate is not verified: {reason}");
         else if (reason is not null)
