@@ -101,8 +101,9 @@ static class Program
             if (parsed.Action is not Help && !isSuggesting && Fault(parsed) is { } fault)
                 throw new Problem(2, fault);
             // Signals are ours: System.CommandLine would end the process two seconds after one.
-            var exitCode = await parsed.InvokeAsync(new() { Output = output, ProcessTerminationTimeout = null, EnableDefaultExceptionHandler = false });
-            // Only help, the version, completion and suggestions are in here; what a signal has ended may be writing to stdout still.
+            InvocationConfiguration invocation = new() { Output = output, ProcessTerminationTimeout = null, EnableDefaultExceptionHandler = false };
+            var exitCode = await parsed.InvokeAsync(invocation);
+            // Only help, the version and suggestions are in here; what a signal has ended may be writing to stdout still.
             if (output.ToString() is { Length: > 0 } text)
             {
                 Stdio.Output.Write(Encoding.UTF8.GetBytes(text));
@@ -127,22 +128,25 @@ static class Program
     static string? Fault(ParseResult parsed)
     {
         var (command, root) = (parsed.CommandResult.Command, parsed.RootCommandResult.Command);
-        var stray = parsed.Tokens.FirstOrDefault(token => token.Type == TokenType.Directive)?.Value ?? parsed.UnmatchedTokens.FirstOrDefault();
+        var directive = parsed.Tokens.FirstOrDefault(token => token.Type == TokenType.Directive);
+        var stray = directive?.Value ?? parsed.UnmatchedTokens.FirstOrDefault();
+        var name = stray?.Split('=')[0];
         // Without a command the first error says just that, and the second, if any, why.
         var fault = parsed.Errors.Skip(command == root ? 1 : 0).Concat(parsed.Errors).FirstOrDefault()?.Message;
         if (stray is null && fault is null)
             return null;
         var commands = command == root ? root.Subcommands : [command];
-        if (commands.FirstOrDefault(one => one.Options.Any(option => option.Aliases.Append(option.Name).Contains(stray?.Split('=')[0]))) is { } owner)
+        if (commands.FirstOrDefault(one => one.Options.Any(option => option.Name == name || option.Aliases.Contains(name!))) is { } owner)
             return $"{stray} goes behind the command, as in: streamer {owner.Name} {stray} ...";
         if (command.Name is "max" or "greet" && stray is [not ('-' or '['), ..] or ['-', >= '0' and <= '9', ..])
             return $"{command.Name} takes its input from stdin, not \"{stray}\" from the command line, as in: {Example(command)}";
-        return $"{fault ?? $"Unrecognized command or argument '{stray}'."}{Suggestion()} (see streamer{(command == root ? "" : $" {command.Name}")} --help)";
+        var help = command == root ? "streamer --help" : $"streamer {command.Name} --help";
+        return $"{fault ?? $"Unrecognized command or argument '{stray}'."}{Suggestion()} (see {help})";
 
         string Suggestion()
         {
             var told = new StringWriter();
-            if (stray is { Length: > 2 } && command.Parse([stray.Split('=')[0]]) is { Action: ParseErrorAction action } alone)
+            if (name is { Length: > 2 } && command.Parse([name]) is { Action: ParseErrorAction action } alone)
             {
                 action.ShowHelp = false;
                 // Or the library sets the terminal up to colour what nobody will see.
@@ -155,22 +159,29 @@ static class Program
 
     static Command ServeCommand()
     {
-        var listen = NewOption<string[]>("--listen", "URL", "http://HOST:PORT, https://HOST:PORT or unix:/PATH, where HOST is localhost, an IP address or * and port 0 a free one; repeatable [default: http://localhost:50051]");
+        var listen = NewOption<string[]>("--listen", "URL", "http://HOST:PORT, https://HOST:PORT or unix:/PATH, where HOST is localhost, "
+            + "an IP address or * and port 0 a free one; repeatable [default: http://localhost:50051]");
         var cert = NewOption<string>("--cert", "FILE", "PEM file with the certificate and its chain; a new one there is used for new connections");
         var key = NewOption<string>("--key", "FILE", "PEM file with the certificate's private key");
         var clientCa = NewOption<string>("--client-ca", "FILE", "PEM file with roots that must vouch for clients");
-        var drain = NewOption<string>("--drain", "TIME", "how long running streams may go on after a signal; a second one ends at once [default: 30]");
+        var drain = NewOption<string>("--drain", "TIME",
+            "how long running streams may go on after a signal; a second one ends at once [default: 30]");
         var verbose = NewOption<bool>("--verbose", null, "tell of each stream on stderr", "-v");
-        var command = new Command("serve", "Serve both RPCs, health checking and reflection over gRPC.") { listen, cert, key, clientCa, drain, verbose };
         listen.CompletionSources.Add(Endpoint.Default);
+        var command = new Command("serve", "Serve both RPCs, health checking and reflection over gRPC.")
+        {
+            listen, cert, key, clientCa, drain, verbose,
+        };
         command.SetAction(async (parsed, _) =>
         {
             var patience = Duration("--drain", 0, parsed.GetValue(drain) ?? "30");
             var endpoints = Array.ConvertAll(parsed.GetValue(listen) is { Length: > 0 } given ? given : [Endpoint.Default], Endpoint.Parse);
             var tls = Tls.ForServer(parsed.GetValue(cert), parsed.GetValue(key), parsed.GetValue(clientCa));
             var secure = Array.Find(endpoints, endpoint => endpoint.Url.Scheme == "https");
-            if (secure is null != tls is null)
-                throw new Problem(2, secure is null ? "--cert and --key are for TLS: https://HOST:PORT is to be among what is listened at" : $"{secure} needs --cert and --key");
+            if (secure is null && tls is not null)
+                throw new Problem(2, "--cert and --key are for TLS: https://HOST:PORT is to be among what is listened at");
+            if (secure is not null && tls is null)
+                throw new Problem(2, $"{secure} needs --cert and --key");
             return await Server.RunAsync(endpoints, tls, patience, parsed.GetValue(verbose));
         });
         return command;
@@ -180,14 +191,19 @@ static class Program
     {
         var every = NewOption<string>("--every", "TIME", "from one number to the next [default: 1]");
         var count = NewOption<string>("--count", "N", "how many numbers to send [default: no end]");
-        return ClientCommand("ping", "Keep a stream open and time its answers.", findMaximum,
-            (client, parsed) => new Ping(client, Duration("--every", 0.001, parsed.GetValue(every) ?? "1"), parsed.GetValue(count) is { } text ? Count(text) : long.MaxValue).RunAsync(), every, count);
+        return ClientCommand("ping", "Keep a stream open and time its answers.", findMaximum, (client, parsed) =>
+        {
+            var interval = Duration("--every", 0.001, parsed.GetValue(every) ?? "1");
+            return new Ping(client, interval, parsed.GetValue(count) is { } text ? Count(text) : long.MaxValue).RunAsync();
+        }, every, count);
     }
 
-    static Command ClientCommand(string name, string description, string[] rpcs, Func<Client, ParseResult, Task<int>> run, params Option[] ofPing)
+    static Command ClientCommand(
+        string name, string description, string[] rpcs, Func<Client, ParseResult, Task<int>> run, params Option[] ofPing)
     {
         var isPing = ofPing.Length > 0;
-        var address = NewOption<string>("--address", "URL", isPing ? "the server [default: $STREAMER_ADDRESS or localhost:50051]" : "HOST:PORT, https://HOST:PORT or unix:/PATH [default: $STREAMER_ADDRESS, else localhost:50051, else its own]");
+        var address = NewOption<string>("--address", "URL", isPing ? "the server [default: $STREAMER_ADDRESS or localhost:50051]"
+            : "HOST:PORT, https://HOST:PORT or unix:/PATH [default: $STREAMER_ADDRESS, else localhost:50051, else its own]");
         var method = NewOption<string>("--method", "NAME", $"[default: {rpcs[0]}]");
         var deadline = NewOption<string>("--deadline", "TIME", "how long the call may take: 5, 5s, 500ms, 1m");
         var wait = NewOption<bool>("--wait-for-ready", null, "retry the connection until the deadline");
@@ -198,27 +214,33 @@ static class Program
         var insecure = NewOption<bool>("--insecure", null, "do not verify the server's certificate");
         var verbose = NewOption<bool>("--verbose", null, "show the stream on stderr: what leaves, what comes, when", "-v");
         var stats = NewOption<bool>("--stats", null, "count and time the messages on stderr");
+        address.CompletionSources.Add(Endpoint.Default);
+        method.CompletionSources.Add(rpcs);
         var command = new Command(name, description) { address, method, deadline, wait, header, caCert, cert, key, insecure, verbose };
         foreach (var option in isPing ? ofPing : [stats])
             command.Add(option);
-        address.CompletionSources.Add(Endpoint.Default);
-        method.CompletionSources.Add(rpcs);
         command.SetAction((parsed, _) =>
         {
-            var asked = parsed.GetValue(address) ?? (Environment.GetEnvironmentVariable("STREAMER_ADDRESS") is { Length: > 0 } set ? set : null);
-            return run(new Client(new CallSettings(Endpoint.Parse(asked ?? Endpoint.Default), ParseMethod(parsed.GetValue(method) ?? rpcs[0]), ParseMetadata(parsed.GetValue(header) ?? []),
+            var variable = Environment.GetEnvironmentVariable("STREAMER_ADDRESS");
+            var asked = parsed.GetValue(address) ?? (variable is "" ? null : variable);
+            var settings = new CallSettings(
+                Endpoint.Parse(asked ?? Endpoint.Default),
+                ParseMethod(parsed.GetValue(method) ?? rpcs[0]),
+                ParseMetadata(parsed.GetValue(header) ?? []),
                 Deadline: parsed.GetValue(deadline) is { } text ? Duration("--deadline", 0.001, text) : null,
                 WaitForReady: parsed.GetValue(wait),
                 ReadsInput: !isPing,
                 MayServeItself: asked is null && !isPing,
                 Trust: Tls.Trust(parsed.GetValue(caCert)),
                 Certificate: Tls.OwnCertificate(parsed.GetValue(cert), parsed.GetValue(key)),
-                Insecure: parsed.GetValue(insecure)), new Trace(parsed.GetValue(verbose), parsed.GetValue(stats))), parsed);
+                Insecure: parsed.GetValue(insecure));
+            return run(new Client(settings, new Trace(parsed.GetValue(verbose), parsed.GetValue(stats))), parsed);
         });
         return command;
     }
 
-    static Option<T> NewOption<T>(string name, string? value, string description, params string[] aliases) => new(name, aliases) { HelpName = value, Description = description };
+    static Option<T> NewOption<T>(string name, string? value, string description, params string[] aliases) =>
+        new(name, aliases) { HelpName = value, Description = description };
 
     // 5, 5s, 500ms, 1m or 1h; at most 46 days, which every timer can tell.
     static TimeSpan Duration(string option, double least, string text)
