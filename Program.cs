@@ -739,7 +739,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
     {
         var http = context.GetHttpContext();
         var method = (Method<TRequest, TResponse>)http.GetEndpoint()!.Metadata.GetMetadata<GrpcMethodMetadata>()!.Method;
-        var reader = new Reader<TRequest>(http.Request.BodyReader, requests, For(method.RequestMarshaller), context.CancellationToken);
+        var reader = new Reader<TRequest>(http.Request.BodyReader, requests, For(method.RequestMarshaller), context.CancellationToken, true);
         var writer = new ServerWriter<TResponse>(http.Response.BodyWriter, () => reader.HasMore, For(method.ResponseMarshaller), context.CancellationToken);
         reader.BeforeWait = writer.FlushAsync;
         try
@@ -764,7 +764,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         Handler.Calling.Value = null;
         return new(
             new ClientWriter<TRequest>(bodies.Request.Task, call.RequestStream, For(context.Method.RequestMarshaller)),
-            new Reader<TResponse>(bodies.Responses, call.ResponseStream, For(context.Method.ResponseMarshaller), context.Options.CancellationToken),
+            new Reader<TResponse>(bodies.Responses, call.ResponseStream, For(context.Method.ResponseMarshaller), context.Options.CancellationToken, false),
             call.ResponseHeadersAsync, call.GetStatus, call.GetTrailers, () =>
             {
                 bodies.End();
@@ -775,7 +775,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
     Marshaller<T> For<T>(Marshaller<T> own) => marshallers.OfType<Marshaller<T>>().FirstOrDefault(own);
 
     /// <summary>Takes messages out of a pipe that the library's stream of the same messages reads as well.</summary>
-    public sealed class Reader<T>(PipeReader pipe, IAsyncStreamReader<T> library, Marshaller<T> marshaller, CancellationToken stop)
+    public sealed class Reader<T>(PipeReader pipe, IAsyncStreamReader<T> library, Marshaller<T> marshaller, CancellationToken stop, bool endIsAll)
         : DeserializationContext, IAsyncStreamReader<T> where T : class
     {
         // What the last read gave, and its front in one piece, of which so much has been taken; the message behind it has this size.
@@ -855,6 +855,8 @@ sealed class Adapter(params object[] marshallers) : Interceptor
                 if (TryTake())
                     return true;
                 Release();
+                if (read.IsCompleted && read.Buffer.IsEmpty && endIsAll)
+                    return false;
                 if (read.IsCanceled)
                     throw new OperationCanceledException(cancel.IsCancellationRequested ? cancel : stop);
             }
@@ -1228,7 +1230,7 @@ sealed class Server : IAsyncDisposable
         var builder = WebApplication.CreateEmptyBuilder(new());
         builder.WebHost.UseKestrelCore().ConfigureKestrel(kestrel => Configure(kestrel, tls));
         builder.Services.Configure<SocketTransportOptions>(transport => transport.CreateBoundListenSocket = at => sockets.Single(socket => at.Equals(socket.LocalEndPoint)));
-        builder.Services.AddSingleton(new Rules(this)).AddSingleton(new Adapter(Protobuf.Marshallers)).AddGrpc(grpc =>
+        builder.Services.AddSingleton<Greeter>().AddSingleton<Calculator>().AddSingleton(new Rules(this)).AddSingleton(new Adapter(Protobuf.Marshallers)).AddGrpc(grpc =>
         {
             grpc.Interceptors.Add<Adapter>();
             grpc.Interceptors.Add<Rules>();
