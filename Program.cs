@@ -23,8 +23,8 @@ static class Program
             var result = new HelpAction { MaxWidth = 80 }.Invoke(parsed);
             parsed.InvocationConfiguration.Output.WriteLine($"""
                 Example: {Example(parsed.CommandResult.Command)}
-                Exit codes: 0 OK; 1 bad input or output; 2 bad command line; 64 + N when a call
-                ends with gRPC status N; 128 + N when signal N ends what would have gone on.
+                Exit codes: 0 OK; 1 bad input or output; 2 bad command line; 3 a bug; 64 + N a
+                call's gRPC status N; 128 + N when signal N ends what would have gone on.
                 """);
             return result;
         }
@@ -44,6 +44,12 @@ static class Program
 
     static async Task<int> Main(string[] args)
     {
+        AppDomain.CurrentDomain.ProcessExit += (_, _) => Stdio.Settle();
+        AppDomain.CurrentDomain.UnhandledException += (_, fault) =>
+        {
+            Tell($"this is a fault of streamer's own, please report it: {(fault.ExceptionObject as Exception)?.GetType()}: {(fault.ExceptionObject as Exception)?.Message}");
+            Environment.Exit(3);
+        };
         // Native code needs no warming up, and half of what a client does at its start is not this tool's code.
         if (RuntimeFeature.IsDynamicCodeSupported && args is ["max" or "greet" or "ping", ..])
             _ = Task.Run(Client.WarmUpAsync);
@@ -77,7 +83,7 @@ static class Program
                 Stdio.Output.Write(Encoding.UTF8.GetBytes(text));
                 await Stdio.FlushAsync();
             }
-            return exitCode;
+            return exitCode > 128 ? Signals.EndBy(exitCode) : exitCode;
         }
         catch (Problem e)
         {
@@ -942,6 +948,9 @@ static class Stdio
     /// <summary>Whether stdout is a terminal.</summary>
     public static bool IsShown { get; } = !Console.IsOutputRedirected;
 
+    /// <summary>Whether the terminal that stderr is belongs to this process's job now, not to one that runs before it.</summary>
+    public static bool IsInForeground => OperatingSystem.IsWindows() || tcgetpgrp(errors) == getpgrp();
+
     /// <summary>What gathers for stdout until it is flushed.</summary>
     public static ArrayBufferWriter<byte> Output { get; } = new(128 * 1024);
 
@@ -967,14 +976,72 @@ static class Stdio
     /// <exception cref="Problem">It cannot be written, which is no problem where the reader of a pipe is gone.</exception>
     public static Task FlushAsync()
     {
+        Settle();
         var error = Write(output, Output.WrittenSpan);
         Output.ResetWrittenCount();
         // EPIPE, ERROR_BROKEN_PIPE and ERROR_NO_DATA.
         return error is null ? Task.CompletedTask : throw new Problem(error.HResult is 32 or unchecked((int)0x8007006D) or unchecked((int)0x800700E8) ? 0 : 1, $"stdout: {error.Message}");
     }
 
-    /// <summary>Tells the user one line on stderr, where that can be written.</summary>
-    public static void Tell(string line, string end = "\n") => Write(errors, Encoding.UTF8.GetBytes(line + end));
+    /// <summary>Tells the user one line on stderr. What finds no room there within a moment is dropped, and what follows until there is room.</summary>
+    /// <param name="end">Behind a \r the next line takes this one's place.</param>
+    public static void Tell(string line, string end = "\n")
+    {
+        lock (untold)
+        {
+            if (!HasToldBut(64 * 1024))
+                return;
+            var bytes = Encoding.UTF8.GetBytes($"{(isPassing && end != "\r" ? "\r\e[J" : "")}{line}{end}");
+            isPassing = end == "\r";
+            try
+            {
+                teller ??= Task.Factory.StartNew(TellAll, TaskCreationOptions.LongRunning);
+                size += bytes.Length;
+                untold.Add(bytes);
+            }
+            catch (TaskSchedulerException)
+            {
+                // There may be no thread left (ulimit -u).
+                Write(errors, bytes);
+            }
+        }
+    }
+
+    /// <summary>Waits until all is told that has been, but not for a stderr that is full.</summary>
+    public static void Settle()
+    {
+        lock (untold)
+            HasToldBut(0);
+    }
+
+    static bool HasToldBut(int most)
+    {
+        // A busy machine may take longer than a moment.
+        while (size > most)
+            if (!Monitor.Wait(untold, isFull ? 0 : 500) && (isFull = OperatingSystem.IsWindows() || poll([errors, PollOut], 1, 0) == 0))
+                return false;
+        return true;
+    }
+
+    // Only this thread is held up where stderr is full and nobody reads it, or ^S stops it. Whether a write will be, no poll tells.
+    static void TellAll()
+    {
+        foreach (var line in untold.GetConsumingEnumerable())
+        {
+            Write(errors, line);
+            lock (untold)
+            {
+                size -= line.Length;
+                isFull = false;
+                Monitor.PulseAll(untold);
+            }
+        }
+    }
+
+    static readonly BlockingCollection<byte[]> untold = [];
+    static Task? teller;
+    static int size;
+    static bool isFull, isPassing;
 
     static IOException? Write(int descriptor, ReadOnlySpan<byte> bytes)
     {
@@ -1010,6 +1077,12 @@ static class Stdio
 
     [DllImport("libc")]
     static extern int fcntl(int descriptor, int command);
+
+    [DllImport("libc")]
+    static extern int tcgetpgrp(int descriptor);
+
+    [DllImport("libc")]
+    static extern int getpgrp();
 
     [DllImport("libc", SetLastError = true)]
     static extern nint read(int descriptor, ref byte into, nint count);
@@ -1267,7 +1340,8 @@ sealed class Server : IAsyncDisposable
         await server.StartAsync(endpoints, tls);
         foreach (var endpoint in Stdio.HasOutput ? server.Endpoints : [])
             Stdio.Output.Write(Encoding.UTF8.GetBytes($"listening on {endpoint}\n"));
-        await Stdio.FlushAsync();
+        // A stdout that is full must not keep a signal from ending this.
+        await await Task.WhenAny(Task.Run(Stdio.FlushAsync), first.Task);
         _ = server.TidyAsync();
         var exitCode = await first.Task;
         var before = server.running;
@@ -1538,10 +1612,7 @@ sealed class Server : IAsyncDisposable
     {
         var (host, port) = (endpoint.Url.IdnHost, endpoint.Url.Port);
         if (endpoint.UnixPath is { } path)
-        {
-            RemoveStaleSocket(path);
             Bind(endpoint, new UnixDomainSocketEndPoint(path));
-        }
         else if (IPAddress.TryParse(host, out var address))
             Bind(endpoint, new IPEndPoint(address, port));
         else if (host != "localhost")
@@ -1558,6 +1629,8 @@ sealed class Server : IAsyncDisposable
     {
         try
         {
+            if (endpoint.UnixPath is { } path)
+                RemoveStaleSocket(path);
             var socket = SocketTransportOptions.CreateDefaultBoundListenSocket(at);
             sockets.Add(socket);
             if (socket.LocalEndPoint is IPEndPoint real)
@@ -1572,13 +1645,15 @@ sealed class Server : IAsyncDisposable
             socket.Listen();
             Endpoints.Add(endpoint);
         }
-        catch (SocketException e)
+        catch (Exception e) when (e is SocketException or IOException or UnauthorizedAccessException)
         {
-            var why = e.SocketErrorCode switch
+            var why = (e as SocketException)?.SocketErrorCode switch
             {
-                SocketError.AccessDenied => e.Message,
+                null or SocketError.AccessDenied => e.Message,
                 _ when endpoint.PathFault is { } fault => fault,
                 SocketError.AddressAlreadyInUse => "the address is in use",
+                // What .NET has no name for: EROFS, ENOSPC.
+                SocketError.SocketError when endpoint.UnixPath is not null => "no file can be made there",
                 _ => e.Message,
             };
             throw new Problem(1, $"cannot listen at {endpoint}: {why}");
@@ -1707,6 +1782,41 @@ static class Signals
                 action(exitCode);
             }));
     }
+
+    /// <summary>Calls <paramref name="action"/> before ^Z stops the process, which .NET would leave running.</summary>
+    [UnsupportedOSPlatform("windows")]
+    public static void OnStop(Action action)
+    {
+        registered.Add(PosixSignalRegistration.Create(PosixSignal.SIGTSTP, _ =>
+        {
+            action();
+            registered[^1].Dispose();
+            Raise(OperatingSystem.IsMacOS() ? 18 : 20);
+            OnStop(action);
+        }));
+    }
+
+    /// <summary>Ends the process by the signal that an exit code tells of: after another end a shell would go on with its loop.</summary>
+    /// <returns>The exit code, on Windows and for process 1 of a container, which no signal of its own ends.</returns>
+    public static int EndBy(int exitCode)
+    {
+        Raise(exitCode - 128);
+        return exitCode;
+    }
+
+    // With what it does where nobody handles it.
+    static void Raise(int number)
+    {
+        Stdio.Settle();
+        if (!OperatingSystem.IsWindows())
+            _ = (signal(number, 0), raise(number));
+
+        [DllImport("libc")]
+        static extern nint signal(int number, nint handler);
+
+        [DllImport("libc")]
+        static extern int raise(int number);
+    }
 }
 
 /// <summary>Certificates, and whom they are trusted from.</summary>
@@ -1776,8 +1886,19 @@ static class Tls
     /// <exception cref="Problem">It is not installed.</exception>
     public static void Require()
     {
-        if (OperatingSystem.IsLinux() && !Array.Exists(["3", "1.1", "1.0.2", "1.0.0", "10"], version => NativeLibrary.TryLoad($"libssl.so.{version}", out _)))
+        if (!OperatingSystem.IsLinux())
+            return;
+        if (!Array.Exists(["3", "1.1", "1.0.2", "1.0.0", "10"], version => NativeLibrary.TryLoad($"libssl.so.{version}", out _)))
             throw new Problem(2, "TLS needs OpenSSL, whose libssl is not on this machine");
+        try
+        {
+            _ = Directory.GetFiles($"{Environment.GetFolderPath(Environment.SpecialFolder.UserProfile, Environment.SpecialFolderOption.DoNotVerify)}/.dotnet/corefx/cryptography/x509stores", "*", SearchOption.AllDirectories);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            // .NET opens these stores whatever is trusted, and fails where there is no home or one of them cannot be read, but not where there is none.
+            Environment.SetEnvironmentVariable("HOME", "/dev/null");
+        }
     }
 
     static T Read<T>(string what, Func<T> read)
@@ -1825,6 +1946,7 @@ sealed class Client(CallSettings settings, Trace trace)
     readonly CallSettings settings = settings;
     readonly Endpoint endpoint = settings.Endpoint;
     readonly CancellationTokenSource stop = new();
+    readonly TaskCompletionSource<int> ended = new(TaskCreationOptions.RunContinuationsAsynchronously);
     FrameGate? gate;
     HttpResponseMessage? response;
     Problem? badInput;
@@ -1842,31 +1964,33 @@ sealed class Client(CallSettings settings, Trace trace)
             Tls.Require();
         else if (settings is not { Trust: null, Certificate: null, Insecure: false })
             throw new Problem(2, $"--cacert, --cert and --insecure are for TLS: call https://HOST:PORT, not {endpoint}");
-        var signalled = new TaskCompletionSource<int>(TaskCreationOptions.RunContinuationsAsynchronously);
-        Signals.On(exitCode =>
-        {
-            signalled.TrySetResult(exitCode);
-            stop.Cancel();
-        });
+        Signals.On(End);
         if (settings.Deadline is { } deadline)
             stop.CancelAfter(deadline);
         // stdin and stdout may block a thread each, and the call needs some besides.
         ThreadPool.SetMinThreads(Math.Max(4, Environment.ProcessorCount), 1);
         var call = CallAsync(read, print);
-        await Trace.ShowAsync(Task.WhenAny(call, signalled.Task));
-        var isSignalled = signalled.Task.IsCompleted;
+        await Trace.ShowAsync(Task.WhenAny(call, ended.Task));
+        var isEnded = ended.Task.IsCompleted;
         // The reset gets a moment to leave, but a peer or a stdout that nobody reads must not hold up the end.
-        if (isSignalled)
+        if (isEnded)
             await Task.WhenAny(Task.WhenAll(call, gate?.ResetSent ?? Task.CompletedTask), Task.Delay(500));
-        var status = call.IsCompletedSuccessfully && !isSignalled ? call.Result.Status : (StatusCode?)null;
+        var status = call.IsCompletedSuccessfully ? call.Result.Status : (StatusCode?)null;
         Trace.Note('<', null, response is null ? [] : [response.TrailingHeaders]);
-        Trace.End(EndedBy(status));
-        if (isSignalled)
-            return await signalled.Task;
+        Trace.End(isEnded ? "this side" : EndedBy(status));
+        if (isEnded)
+            return await ended.Task;
         // Where an answer was only a refusal, the stream never was.
         var counts = gate is { HasReceived: true, SpeaksHttp1: false } && (response is null || ContentType(response).IsGrpc && One(response.Headers, "grpc-status") is null) ? $" ({Trace.Counts})" : "";
         var (_, message) = await call;
         return status != StatusCode.OK ? throw new Problem(64 + (int)status!, $"{NameOf(status.Value)}: {message}{counts}") : badInput is null ? 0 : throw badInput;
+    }
+
+    /// <summary>Ends the call from this side, with an exit code.</summary>
+    public void End(int exitCode)
+    {
+        ended.TrySetResult(exitCode);
+        stop.Cancel();
     }
 
     string EndedBy(StatusCode? status)
@@ -2174,7 +2298,8 @@ sealed class Client(CallSettings settings, Trace trace)
 /// </summary>
 sealed class Trace(bool verbose, bool stats)
 {
-    readonly bool hasColour = verbose && Stdio.IsToldShown && Environment.GetEnvironmentVariable("TERM") is not (null or "dumb") && Environment.GetEnvironmentVariable("NO_COLOR") is null or "";
+    static readonly bool hasEscapes = Stdio.IsToldShown && Environment.GetEnvironmentVariable("TERM") is not (null or "dumb");
+    readonly bool hasColour = hasEscapes && Environment.GetEnvironmentVariable("NO_COLOR") is null or "";
     readonly long start = Now;
     long received, foreign, end, last = Now;
     double firstAnswer;
@@ -2241,15 +2366,16 @@ sealed class Trace(bool verbose, bool stats)
             Stdio.Tell(line);
     }
 
-    /// <summary>Waits for the end of a call, and shows the numbers so far on a terminal, but not on one that shows the answers.</summary>
+    /// <summary>Waits for the end of a call, and shows the numbers so far on a terminal, but not on one where input is typed or answers are shown.</summary>
     public async Task ShowAsync(Task over)
     {
-        var shows = stats && !verbose && Stdio.IsToldShown && !Stdio.IsShown;
-        var line = "";
-        while (await Task.WhenAny(over, Task.Delay(!shows ? Timeout.Infinite : line == "" ? 500 : 250)) != over)
-            Stdio.Tell("\r" + (line = Counts.PadRight(line.Length)), end: "");
-        if (shows)
-            Stdio.Tell($"\r{new string(' ', line.Length)}\r", end: "");
+        var shows = stats && !verbose && hasEscapes && !Stdio.IsInteractive && !Stdio.IsShown;
+        if (shows && !OperatingSystem.IsWindows())
+            Signals.OnStop(() => Stdio.Tell("", end: ""));
+        while (await Task.WhenAny(over, Task.Delay(shows ? 500 : Timeout.Infinite)) != over)
+            // The terminal itself cuts the row to its width; with the cursor at its start, a resize leaves nothing of it behind.
+            if (hasBegun && Stdio.IsInForeground)
+                Stdio.Tell($"\r\e[?7l{Counts} \e[J\e[?7h", end: "\r");
     }
 }
 
@@ -2280,9 +2406,9 @@ sealed class Ping(Client client, TimeSpan every, long count)
             Stdio.Tell($"minimum {sorted[0]:0.00} ms, median {sorted[(sorted.Length - 1) / 2]:0.00} ms, 99th percentile {sorted[(sorted.Length * 99 - 1) / 100]:0.00} ms, maximum {sorted[^1]:0.00} ms");
         if (last > 0)
             Stdio.Tell($"the stream lived for {trace.Seconds:0.0##} s, ended by {trace.EndedBy}");
-        if (sorted.Length == 0 || calling.Exception?.InnerException is not Problem { ExitCode: 64 + (int)StatusCode.DeadlineExceeded })
-            await calling;
-        return lost == 0 && sorted.Length > 0 ? 0 : 1;
+        var exitCode = calling.Exception?.InnerException is not Problem { ExitCode: 64 + (int)StatusCode.DeadlineExceeded } passed ? await calling
+            : sorted.Length > 0 ? 0 : throw new Problem(1, passed.Message);
+        return exitCode > 0 ? exitCode : lost == 0 && sorted.Length > 0 ? 0 : 1;
     }
 
     IEnumerable<double> Late() => unanswered.Values.Select(client.Trace.Since).Where(seconds => seconds >= late.TotalSeconds);
@@ -2290,7 +2416,11 @@ sealed class Ping(Client client, TimeSpan every, long count)
     async ValueTask<bool> ReadAsync(Batch<FindMaximumRequest> batch)
     {
         if (last == count)
+        {
+            // A server that has stopped to answer would hold up the sum for ever.
+            _ = Task.Delay(TimeSpan.FromSeconds(Math.Clamp(every.TotalSeconds * 3, 5, 4_000_000))).ContinueWith(_ => client.End(0));
             return false;
+        }
         if (last > 0)
             await timer.WaitForNextTickAsync();
         else
