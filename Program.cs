@@ -45,9 +45,10 @@ static class Program
     static async Task<int> Main(string[] args)
     {
         AppDomain.CurrentDomain.ProcessExit += (_, _) => Stdio.Settle();
-        AppDomain.CurrentDomain.UnhandledException += (_, fault) =>
+        AppDomain.CurrentDomain.UnhandledException += (_, unforeseen) =>
         {
-            Tell($"this is a fault of streamer's own, please report it: {(fault.ExceptionObject as Exception)?.GetType()}: {(fault.ExceptionObject as Exception)?.Message}");
+            var e = ((Exception)unforeseen.ExceptionObject).GetBaseException();
+            Tell($"this is a fault of streamer's own, please report it: {e.GetType()}: {e.Message}");
             Environment.Exit(3);
         };
         // Native code needs no warming up, and half of what a client does at its start is not this tool's code.
