@@ -984,7 +984,7 @@ static class Stdio
         return error is null ? Task.CompletedTask : throw new Problem(error.HResult is 32 or unchecked((int)0x8007006D) or unchecked((int)0x800700E8) ? 0 : 1, $"stdout: {error.Message}");
     }
 
-    /// <summary>Tells the user one line on stderr. What finds no room there within a moment is dropped, and what follows until there is room.</summary>
+    /// <summary>Tells the user one line on stderr. What finds no room there within a moment is dropped, and all else until there is.</summary>
     /// <param name="end">Behind a \r the next line takes this one's place.</param>
     public static void Tell(string line, string end = "\n")
     {
@@ -1784,40 +1784,35 @@ static class Signals
             }));
     }
 
-    /// <summary>Calls <paramref name="action"/> before ^Z stops the process, which .NET would leave running.</summary>
+    /// <summary>Calls <paramref name="action"/> before ^Z stops the process, which .NET, once it listens, would leave running.</summary>
     [UnsupportedOSPlatform("windows")]
     public static void OnStop(Action action)
     {
         registered.Add(PosixSignalRegistration.Create(PosixSignal.SIGTSTP, _ =>
         {
             action();
+            Stdio.Settle();
             registered[^1].Dispose();
-            Raise(OperatingSystem.IsMacOS() ? 18 : 20);
+            raise(OperatingSystem.IsMacOS() ? 18 : 20);
             OnStop(action);
         }));
     }
 
-    /// <summary>Ends the process by the signal that an exit code tells of: after another end a shell would go on with its loop.</summary>
+    /// <summary>Ends the process by the signal that an exit code tells of: after any other end a shell would go on with its loop.</summary>
     /// <returns>The exit code, on Windows and for process 1 of a container, which no signal of its own ends.</returns>
     public static int EndBy(int exitCode)
     {
-        Raise(exitCode - 128);
+        Stdio.Settle();
+        if (!OperatingSystem.IsWindows())
+            _ = (signal(exitCode - 128, 0), raise(exitCode - 128));
         return exitCode;
     }
 
-    // With what it does where nobody handles it.
-    static void Raise(int number)
-    {
-        Stdio.Settle();
-        if (!OperatingSystem.IsWindows())
-            _ = (signal(number, 0), raise(number));
+    [DllImport("libc")]
+    static extern nint signal(int number, nint handler);
 
-        [DllImport("libc")]
-        static extern nint signal(int number, nint handler);
-
-        [DllImport("libc")]
-        static extern int raise(int number);
-    }
+    [DllImport("libc")]
+    static extern int raise(int number);
 }
 
 /// <summary>Certificates, and whom they are trusted from.</summary>
@@ -1893,11 +1888,12 @@ static class Tls
             throw new Problem(2, "TLS needs OpenSSL, whose libssl is not on this machine");
         try
         {
-            _ = Directory.GetFiles($"{Environment.GetFolderPath(Environment.SpecialFolder.UserProfile, Environment.SpecialFolderOption.DoNotVerify)}/.dotnet/corefx/cryptography/x509stores", "*", SearchOption.AllDirectories);
+            var home = Environment.GetFolderPath(Environment.SpecialFolder.UserProfile, Environment.SpecialFolderOption.DoNotVerify);
+            _ = Directory.GetFiles($"{home}/.dotnet/corefx/cryptography/x509stores", "*", SearchOption.AllDirectories);
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
-            // .NET opens these stores whatever is trusted, and fails where there is no home or one of them cannot be read, but not where there is none.
+            // .NET opens these stores whatever is trusted, and fails where there is no home, or one that cannot be read, but not where there are none.
             Environment.SetEnvironmentVariable("HOME", "/dev/null");
         }
     }
@@ -2367,7 +2363,7 @@ sealed class Trace(bool verbose, bool stats)
             Stdio.Tell(line);
     }
 
-    /// <summary>Waits for the end of a call, and shows the numbers so far on a terminal, but not on one where input is typed or answers are shown.</summary>
+    /// <summary>Waits for the end of a call, and shows the numbers so far on a terminal, unless input is typed or answers are shown there.</summary>
     public async Task ShowAsync(Task over)
     {
         var shows = stats && !verbose && hasEscapes && !Stdio.IsInteractive && !Stdio.IsShown;
@@ -2407,8 +2403,8 @@ sealed class Ping(Client client, TimeSpan every, long count)
             Stdio.Tell($"minimum {sorted[0]:0.00} ms, median {sorted[(sorted.Length - 1) / 2]:0.00} ms, 99th percentile {sorted[(sorted.Length * 99 - 1) / 100]:0.00} ms, maximum {sorted[^1]:0.00} ms");
         if (last > 0)
             Stdio.Tell($"the stream lived for {trace.Seconds:0.0##} s, ended by {trace.EndedBy}");
-        var exitCode = calling.Exception?.InnerException is not Problem { ExitCode: 64 + (int)StatusCode.DeadlineExceeded } passed ? await calling
-            : sorted.Length > 0 ? 0 : throw new Problem(1, passed.Message);
+        var exitCode = calling.Exception?.InnerException is not Problem { ExitCode: 64 + (int)StatusCode.DeadlineExceeded } passed
+            ? await calling : sorted.Length > 0 ? 0 : throw new Problem(1, passed.Message);
         return exitCode > 0 ? exitCode : lost == 0 && sorted.Length > 0 ? 0 : 1;
     }
 
