@@ -18,6 +18,7 @@ using System.Net.Http.Headers;
 using System.Net.Security;
 using System.Net.Sockets;
 using System.Runtime.InteropServices;
+using System.Runtime.Versioning;
 using System.Security.Authentication;
 using System.Security.Cryptography;
 using System.Security.Cryptography.X509Certificates;
@@ -60,8 +61,8 @@ static class Program
             var result = new HelpAction { MaxWidth = 80 }.Invoke(parsed);
             parsed.InvocationConfiguration.Output.WriteLine($"""
                 Example: {Example(parsed.CommandResult.Command)}
-                Exit codes: 0 OK; 1 bad input or output; 2 bad command line; 64 + N when a call
-                ends with gRPC status N; 128 + N when signal N ends what would have gone on.
+                Exit codes: 0 OK; 1 bad input or output; 2 bad command line; 3 a bug; 64 + N a
+                call's gRPC status N; 128 + N when signal N ends what would have gone on.
                 """);
             return result;
         }
@@ -80,6 +81,13 @@ static class Program
 
     static async Task<int> Main(string[] args)
     {
+        AppDomain.CurrentDomain.ProcessExit += (_, _) => Stdio.Settle();
+        AppDomain.CurrentDomain.UnhandledException += (_, unforeseen) =>
+        {
+            var e = ((Exception)unforeseen.ExceptionObject).GetBaseException();
+            Tell($"this is a fault of streamer's own, please report it: {e.GetType()}: {e.Message}");
+            Environment.Exit(3);
+        };
         var root = new RootCommand("gRPC bidirectional streaming from the command line.")
         {
             ServeCommand(),
@@ -109,7 +117,7 @@ static class Program
                 Stdio.Output.Write(Encoding.UTF8.GetBytes(text));
                 await Stdio.FlushAsync();
             }
-            return exitCode;
+            return exitCode > 128 ? Signals.EndBy(exitCode) : exitCode;
         }
         catch (Problem e)
         {
@@ -627,6 +635,9 @@ static class Stdio
     /// <summary>Whether stdout is a terminal.</summary>
     public static bool IsShown { get; } = !Console.IsOutputRedirected;
 
+    /// <summary>Whether the terminal that stderr is belongs to this process's job now, not to one that runs before it.</summary>
+    public static bool IsInForeground => OperatingSystem.IsWindows() || tcgetpgrp(errors) == getpgrp();
+
     /// <summary>What gathers for stdout until it is flushed.</summary>
     public static ArrayBufferWriter<byte> Output { get; } = new(128 * 1024);
 
@@ -652,14 +663,72 @@ static class Stdio
     /// <exception cref="Problem">It cannot be written, which is no problem where the reader of a pipe is gone.</exception>
     public static Task FlushAsync()
     {
+        Settle();
         var error = Write(output, Output.WrittenSpan);
         Output.ResetWrittenCount();
         // EPIPE, ERROR_BROKEN_PIPE and ERROR_NO_DATA.
         return error is null ? Task.CompletedTask : throw new Problem(error.HResult is 32 or unchecked((int)0x8007006D) or unchecked((int)0x800700E8) ? 0 : 1, $"stdout: {error.Message}");
     }
 
-    /// <summary>Tells the user one line on stderr, where that can be written.</summary>
-    public static void Tell(string line, string end = "\n") => Write(errors, Encoding.UTF8.GetBytes(line + end));
+    /// <summary>Tells the user one line on stderr. What finds no room there within a moment is dropped, and all else until there is.</summary>
+    /// <param name="end">Behind a \r the next line takes this one's place.</param>
+    public static void Tell(string line, string end = "\n")
+    {
+        lock (untold)
+        {
+            if (!HasToldBut(64 * 1024))
+                return;
+            var bytes = Encoding.UTF8.GetBytes($"{(isPassing && end != "\r" ? "\r\e[J" : "")}{line}{end}");
+            isPassing = end == "\r";
+            try
+            {
+                teller ??= Task.Factory.StartNew(TellAll, TaskCreationOptions.LongRunning);
+                size += bytes.Length;
+                untold.Add(bytes);
+            }
+            catch (TaskSchedulerException)
+            {
+                // There may be no thread left (ulimit -u).
+                Write(errors, bytes);
+            }
+        }
+    }
+
+    /// <summary>Waits until all is told that has been, but not for a stderr that is full.</summary>
+    public static void Settle()
+    {
+        lock (untold)
+            HasToldBut(0);
+    }
+
+    static bool HasToldBut(int most)
+    {
+        // A busy machine may take longer than a moment.
+        while (size > most)
+            if (!Monitor.Wait(untold, isFull ? 0 : 500) && (isFull = OperatingSystem.IsWindows() || poll([errors, PollOut], 1, 0) == 0))
+                return false;
+        return true;
+    }
+
+    // Only this thread is held up where stderr is full and nobody reads it, or ^S stops it. Whether a write will be, no poll tells.
+    static void TellAll()
+    {
+        foreach (var line in untold.GetConsumingEnumerable())
+        {
+            Write(errors, line);
+            lock (untold)
+            {
+                size -= line.Length;
+                isFull = false;
+                Monitor.PulseAll(untold);
+            }
+        }
+    }
+
+    static readonly BlockingCollection<byte[]> untold = [];
+    static Task? teller;
+    static int size;
+    static bool isFull, isPassing;
 
     static IOException? Write(int descriptor, ReadOnlySpan<byte> bytes)
     {
@@ -695,6 +764,12 @@ static class Stdio
 
     [DllImport("libc")]
     static extern int fcntl(int descriptor, int command);
+
+    [DllImport("libc")]
+    static extern int tcgetpgrp(int descriptor);
+
+    [DllImport("libc")]
+    static extern int getpgrp();
 
     [DllImport("libc", SetLastError = true)]
     static extern nint read(int descriptor, ref byte into, nint count);
@@ -1207,7 +1282,8 @@ sealed class Server : IAsyncDisposable
         await server.StartAsync(endpoints, tls);
         foreach (var endpoint in Stdio.HasOutput ? server.Endpoints : [])
             Stdio.Output.Write(Encoding.UTF8.GetBytes($"listening on {endpoint}\n"));
-        await Stdio.FlushAsync();
+        // A stdout that is full must not keep a signal from ending this.
+        await await Task.WhenAny(Task.Run(Stdio.FlushAsync), first.Task);
         var exitCode = await first.Task;
         var before = server.running;
         if (before > 0)
@@ -1420,10 +1496,7 @@ sealed class Server : IAsyncDisposable
     {
         var (host, port) = (endpoint.Url.IdnHost, endpoint.Url.Port);
         if (endpoint.UnixPath is { } path)
-        {
-            RemoveStaleSocket(path);
             Bind(endpoint, new UnixDomainSocketEndPoint(path));
-        }
         else if (IPAddress.TryParse(host, out var address))
             Bind(endpoint, new IPEndPoint(address, port));
         else if (host != "localhost")
@@ -1440,6 +1513,8 @@ sealed class Server : IAsyncDisposable
     {
         try
         {
+            if (endpoint.UnixPath is { } path)
+                RemoveStaleSocket(path);
             var socket = SocketTransportOptions.CreateDefaultBoundListenSocket(at);
             sockets.Add(socket);
             if (socket.LocalEndPoint is IPEndPoint real)
@@ -1458,13 +1533,15 @@ sealed class Server : IAsyncDisposable
         {
             // IPv6 is supported, but switched off.
         }
-        catch (SocketException e)
+        catch (Exception e) when (e is SocketException or IOException or UnauthorizedAccessException)
         {
-            var why = e.SocketErrorCode switch
+            var why = (e as SocketException)?.SocketErrorCode switch
             {
-                SocketError.AccessDenied => e.Message,
+                null or SocketError.AccessDenied => e.Message,
                 _ when endpoint.PathFault is { } fault => fault,
                 SocketError.AddressAlreadyInUse => "the address is in use",
+                // What .NET has no name for: EROFS, ENOSPC.
+                SocketError.SocketError when endpoint.UnixPath is not null => "no file can be made there",
                 _ => e.Message,
             };
             throw new Problem(1, $"cannot listen at {endpoint}: {why}");
@@ -1577,6 +1654,36 @@ static class Signals
                 action(exitCode);
             }));
     }
+
+    /// <summary>Calls <paramref name="action"/> before ^Z stops the process, which .NET, once it listens, would leave running.</summary>
+    [UnsupportedOSPlatform("windows")]
+    public static void OnStop(Action action)
+    {
+        registered.Add(PosixSignalRegistration.Create(PosixSignal.SIGTSTP, _ =>
+        {
+            action();
+            Stdio.Settle();
+            registered[^1].Dispose();
+            raise(OperatingSystem.IsMacOS() ? 18 : 20);
+            OnStop(action);
+        }));
+    }
+
+    /// <summary>Ends the process by the signal that an exit code tells of: after any other end a shell would go on with its loop.</summary>
+    /// <returns>The exit code, on Windows and for process 1 of a container, which no signal of its own ends.</returns>
+    public static int EndBy(int exitCode)
+    {
+        Stdio.Settle();
+        if (!OperatingSystem.IsWindows())
+            _ = (signal(exitCode - 128, 0), raise(exitCode - 128));
+        return exitCode;
+    }
+
+    [DllImport("libc")]
+    static extern nint signal(int number, nint handler);
+
+    [DllImport("libc")]
+    static extern int raise(int number);
 }
 
 /// <summary>Certificates, and whom they are trusted from.</summary>
@@ -1640,8 +1747,20 @@ static class Tls
     /// <exception cref="Problem">It is not installed.</exception>
     public static void Require()
     {
-        if (OperatingSystem.IsLinux() && !Array.Exists(["3", "1.1", "1.0.2", "1.0.0", "10"], version => NativeLibrary.TryLoad($"libssl.so.{version}", out _)))
+        if (!OperatingSystem.IsLinux())
+            return;
+        if (!Array.Exists(["3", "1.1", "1.0.2", "1.0.0", "10"], version => NativeLibrary.TryLoad($"libssl.so.{version}", out _)))
             throw new Problem(2, "TLS needs OpenSSL, whose libssl is not on this machine");
+        try
+        {
+            var home = Environment.GetFolderPath(Environment.SpecialFolder.UserProfile, Environment.SpecialFolderOption.DoNotVerify);
+            _ = Directory.GetFiles($"{home}/.dotnet/corefx/cryptography/x509stores", "*", SearchOption.AllDirectories);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            // .NET opens these stores whatever is trusted, and fails where there is no home, or one that cannot be read, but not where there are none.
+            Environment.SetEnvironmentVariable("HOME", "/dev/null");
+        }
     }
 
     static SslStreamCertificateContext Own(string[] pem)
@@ -1733,6 +1852,7 @@ sealed class Client(CallSettings settings, Trace trace)
     readonly Endpoint endpoint = settings.Endpoint;
     readonly CancellationTokenSource stop = new();
     readonly TaskCompletionSource connected = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    readonly TaskCompletionSource<int> ended = new(TaskCreationOptions.RunContinuationsAsynchronously);
     FrameGate? gate;
     HttpResponseMessage? response;
     Problem? badInput;
@@ -1750,31 +1870,33 @@ sealed class Client(CallSettings settings, Trace trace)
             Tls.Require();
         else if (settings is not { Trust: null, Certificate: null, Insecure: false })
             throw new Problem(2, $"--cacert, --cert and --insecure are for TLS: call https://HOST:PORT, not {endpoint}");
-        var signalled = new TaskCompletionSource<int>(TaskCreationOptions.RunContinuationsAsynchronously);
-        Signals.On(exitCode =>
-        {
-            signalled.TrySetResult(exitCode);
-            stop.Cancel();
-        });
+        Signals.On(End);
         if (settings.Deadline is { } deadline)
             stop.CancelAfter(deadline);
         // stdin and stdout may block a thread each, and the call needs some besides.
         ThreadPool.SetMinThreads(Math.Max(4, Environment.ProcessorCount), 1);
         var call = CallAsync(input, print);
-        await Trace.ShowAsync(Task.WhenAny(call, signalled.Task));
-        var isSignalled = signalled.Task.IsCompleted;
+        await Trace.ShowAsync(Task.WhenAny(call, ended.Task));
+        var isEnded = ended.Task.IsCompleted;
         // The reset gets a moment to leave, but a peer or a stdout that nobody reads must not hold up the end.
-        if (isSignalled)
+        if (isEnded)
             await Task.WhenAny(Task.WhenAll(call, gate?.ResetSent ?? Task.CompletedTask), Task.Delay(500));
-        var status = call.IsCompletedSuccessfully && !isSignalled ? call.Result.Status : (StatusCode?)null;
+        var status = call.IsCompletedSuccessfully ? call.Result.Status : (StatusCode?)null;
         Trace.Note('<', null, response is null ? [] : [response.TrailingHeaders]);
-        Trace.End(EndedBy(status));
-        if (isSignalled)
-            return await signalled.Task;
+        Trace.End(isEnded ? "this side" : EndedBy(status));
+        if (isEnded)
+            return await ended.Task;
         // Where an answer was only a refusal, the stream never was.
         var counts = gate is { Received: (true, false) } && (response is null || ContentType(response).IsGrpc && One(response.Headers, "grpc-status") is null) ? $" ({Trace.Counts})" : "";
         var (_, message) = await call;
         return status != StatusCode.OK ? throw new Problem(64 + (int)status!, $"{NameOf(status.Value)}: {message}{counts}") : badInput is null ? 0 : throw badInput;
+    }
+
+    /// <summary>Ends the call from this side, with an exit code.</summary>
+    public void End(int exitCode)
+    {
+        ended.TrySetResult(exitCode);
+        stop.Cancel();
     }
 
     string EndedBy(StatusCode? status)
@@ -2086,7 +2208,8 @@ sealed class Client(CallSettings settings, Trace trace)
 /// </summary>
 sealed class Trace(bool verbose, bool stats)
 {
-    readonly bool hasColour = verbose && Stdio.IsToldShown && Environment.GetEnvironmentVariable("TERM") is not (null or "dumb") && Environment.GetEnvironmentVariable("NO_COLOR") is null or "";
+    static readonly bool hasEscapes = Stdio.IsToldShown && Environment.GetEnvironmentVariable("TERM") is not (null or "dumb");
+    readonly bool hasColour = hasEscapes && Environment.GetEnvironmentVariable("NO_COLOR") is null or "";
     readonly long start = Now;
     long received, end, last = Now;
     double firstAnswer;
@@ -2148,15 +2271,16 @@ sealed class Trace(bool verbose, bool stats)
             Stdio.Tell(line);
     }
 
-    /// <summary>Waits for the end of a call, and shows the numbers so far on a terminal, but not on one that shows the answers.</summary>
+    /// <summary>Waits for the end of a call, and shows the numbers so far on a terminal, unless input is typed or answers are shown there.</summary>
     public async Task ShowAsync(Task over)
     {
-        var shows = stats && !verbose && Stdio.IsToldShown && !Stdio.IsShown;
-        var line = "";
-        while (await Task.WhenAny(over, Task.Delay(!shows ? Timeout.Infinite : line == "" ? 500 : 250)) != over)
-            Stdio.Tell("\r" + (line = Counts.PadRight(line.Length)), end: "");
-        if (shows)
-            Stdio.Tell($"\r{new string(' ', line.Length)}\r", end: "");
+        var shows = stats && !verbose && hasEscapes && !Stdio.IsInteractive && !Stdio.IsShown;
+        if (shows && !OperatingSystem.IsWindows())
+            Signals.OnStop(() => Stdio.Tell("", end: ""));
+        while (await Task.WhenAny(over, Task.Delay(shows ? 500 : Timeout.Infinite)) != over)
+            // The terminal itself cuts the row to its width; with the cursor at its start, a resize leaves nothing of it behind.
+            if (hasBegun && Stdio.IsInForeground)
+                Stdio.Tell($"\r\e[?7l{Counts} \e[J\e[?7h", end: "\r");
     }
 }
 
@@ -2187,9 +2311,9 @@ sealed class Ping(Client client, TimeSpan every, long count) : Input<FindMaximum
             Stdio.Tell($"minimum {sorted[0]:0.00} ms, median {sorted[(sorted.Length - 1) / 2]:0.00} ms, 99th percentile {sorted[(sorted.Length * 99 - 1) / 100]:0.00} ms, maximum {sorted[^1]:0.00} ms");
         if (last > 0)
             Stdio.Tell($"the stream lived for {trace.Seconds:0.0##} s, ended by {trace.EndedBy}");
-        if (sorted.Length == 0 || calling.Exception?.InnerException is not Problem { ExitCode: 64 + (int)StatusCode.DeadlineExceeded })
-            await calling;
-        return lost == 0 && sorted.Length > 0 ? 0 : 1;
+        var exitCode = calling.Exception?.InnerException is not Problem { ExitCode: 64 + (int)StatusCode.DeadlineExceeded } passed
+            ? await calling : sorted.Length > 0 ? 0 : throw new Problem(1, passed.Message);
+        return exitCode > 0 ? exitCode : lost == 0 && sorted.Length > 0 ? 0 : 1;
     }
 
     IEnumerable<double> Late() => unanswered.Values.Select(client.Trace.Since).Where(seconds => seconds >= late.TotalSeconds);
@@ -2197,7 +2321,11 @@ sealed class Ping(Client client, TimeSpan every, long count) : Input<FindMaximum
     public override async Task<bool> MoveNext(CancellationToken cancel)
     {
         if (last == count)
+        {
+            // A server that has stopped to answer would hold up the sum for ever.
+            _ = Task.Delay(TimeSpan.FromSeconds(Math.Clamp(every.TotalSeconds * 3, 5, 4_000_000))).ContinueWith(_ => client.End(0));
             return false;
+        }
         if (last > 0)
             await timer.WaitForNextTickAsync(cancel);
         else
