@@ -2090,7 +2090,7 @@ sealed class Client(CallSettings settings, Trace trace)
         },
         SslOptions = new()
         {
-            CertificateChainPolicy = Tls.ChainPolicy(settings.Trust),
+            CertificateChainPolicy = endpoint.Url.Scheme == "https" ? Tls.ChainPolicy(settings.Trust) : null,
             ClientCertificateContext = settings.Certificate,
             RemoteCertificateValidationCallback = Accepts,
             // Whether the server asks is not known where there is a certificate to present.
@@ -2131,11 +2131,12 @@ sealed class Client(CallSettings settings, Trace trace)
     {
         Socket? first = null;
         using var over = CancellationTokenSource.CreateLinkedTokenSource(cancel);
-        var addresses = await Dns.GetHostAddressesAsync(to.Host, cancel);
-        var inTurn = addresses.GroupBy(address => address.AddressFamily).SelectMany(family => family.Index()).OrderBy(one => one.Index);
         var tries = new List<Task<SocketException?>>();
-        foreach (var (_, address) in inTurn.TakeWhile(_ => first is null))
+        var left = new List<IPAddress>(await Dns.GetHostAddressesAsync(to.Host, cancel));
+        var isAlone = left.Count == 1;
+        for (IPAddress? address = null; first is null && left.Count > 0; left.Remove(address))
         {
+            address = left.Find(other => other.AddressFamily != address?.AddressFamily) ?? left[0];
             tries.Add(TryAsync(new(address, to.Port)));
             await Task.WhenAny(tries[^1], Task.Delay(HeadStart, over.Token));
         }
@@ -2148,7 +2149,7 @@ sealed class Client(CallSettings settings, Trace trace)
 
         async Task<SocketException?> TryAsync(IPEndPoint to)
         {
-            if (addresses.Length > 1)
+            if (!isAlone)
                 Trace.Note('*', $"trying {endpoint.Url.Scheme}://{to}");
             try
             {
@@ -2161,7 +2162,7 @@ sealed class Client(CallSettings settings, Trace trace)
             }
             catch (SocketException e)
             {
-                if (addresses.Length > 1)
+                if (!isAlone)
                     Trace.Note('*', $"{endpoint.Url.Scheme}://{to}: {e.Message}");
                 return e;
             }
