@@ -326,7 +326,7 @@ sealed record Endpoint(Uri Url, string? UnixPath)
             return UnixSocket(text[5..], text);
         var hasScheme = text.Contains("://", StringComparison.Ordinal);
         var bare = text.StartsWith(':') ? text[1..] : text;
-        // Uri takes a plain number for a host's address, and knows no host "*": that is any address, for which [::] takes those of IPv4 as well.
+        // Uri takes a plain number for a host's address, and knows no host "*": any address, also of IPv4, is [::] where there is IPv6.
         var url = (hasScheme ? text
             : bare.Length > 0 && bare.All(char.IsAsciiDigit) ? $"http://localhost:{bare}"
             : !text.StartsWith('[') && IPAddress.TryParse(text, out var ip) && ip.AddressFamily == AddressFamily.InterNetworkV6 ? $"http://[{text}]"
@@ -1707,7 +1707,8 @@ static class Tls
             // A session that is resumed brings the client's certificate without its chain: .NET would refuse it.
             AllowTlsResume = trusted is null,
             CertificateChainPolicy = ChainPolicy(trusted?.Invoke()),
-            RemoteCertificateValidationCallback = trusted is null ? null : (sender, certificate, chain, errors) => Refusal(sender, certificate, chain, errors) is null,
+            RemoteCertificateValidationCallback = trusted is null ? null
+                : (sender, certificate, chain, errors) => Refusal(sender, certificate, chain, errors) is null,
         };
     }
 
@@ -1727,20 +1728,26 @@ static class Tls
         return policy;
     }
 
-    /// <summary>Why a peer is refused; null where it is not. .NET trusts only in roots: here a chain may end at anyone who is named as trusted.</summary>
+    /// <summary>Why a peer is refused; null where it is not. A chain may end at anyone who is named: .NET trusts only roots.</summary>
     public static string? Refusal(object sender, X509Certificate? certificate, X509Chain? chain, SslPolicyErrors errors)
     {
-        X509ChainElement[] elements = [.. chain?.ChainElements ?? Enumerable.Empty<X509ChainElement>()];
-        // By all of its bytes: to .NET certificates are equal that have an issuer's name and a number in common, which anybody may choose.
-        var end = Array.FindIndex(elements, element => chain!.ChainPolicy.CustomTrustStore.Any(trusted => trusted.RawDataMemory.Span.SequenceEqual(element.Certificate.RawDataMemory.Span)));
-        var statuses = end < 0 ? chain?.ChainStatus ?? [] : elements[..(end + 1)].SelectMany(element => element.ChainElementStatus);
-        var faults = statuses.Aggregate(X509ChainStatusFlags.NoError, (all, one) => all | one.Status) & ~(end < 0 ? 0 : X509ChainStatusFlags.PartialChain);
-        return errors == SslPolicyErrors.None || errors == SslPolicyErrors.RemoteCertificateChainErrors && end >= 0 && faults == X509ChainStatusFlags.NoError ? null
-            : errors.HasFlag(SslPolicyErrors.RemoteCertificateNotAvailable) ? "it has none"
-            : errors.HasFlag(SslPolicyErrors.RemoteCertificateNameMismatch) ? $"it is not for {((SslStream)sender).TargetHostName}"
-            : faults.HasFlag(X509ChainStatusFlags.NotTimeValid) ? $"it, or one that vouches for it, has expired or is not valid yet (it is valid until {((X509Certificate2)certificate!).NotAfter:yyyy-MM-dd})"
-            : faults.HasFlag(X509ChainStatusFlags.UntrustedRoot) || faults.HasFlag(X509ChainStatusFlags.PartialChain) ? "no trusted root vouches for it (see --cacert)"
-            : faults.ToString();
+        if (errors == SslPolicyErrors.None)
+            return null;
+        if (certificate is null || chain is null)
+            return "it has none";
+        var below = chain.ChainElements.TakeWhile(element => !IsNamed(element.Certificate)).Count();
+        var isTrusted = below < chain.ChainElements.Count;
+        var judged = chain.ChainElements.Take(below + 1).SelectMany(element => element.ChainElementStatus);
+        var faults = (isTrusted ? judged : chain.ChainStatus).Aggregate(X509ChainStatusFlags.NoError, (all, one) => all | one.Status);
+        return errors.HasFlag(SslPolicyErrors.RemoteCertificateNameMismatch) ? $"it is not for {((SslStream)sender).TargetHostName}"
+            : faults.HasFlag(X509ChainStatusFlags.NotTimeValid) ? "it, or one that vouches for it, has expired or is not valid yet "
+                + $"(it is valid until {((X509Certificate2)certificate).NotAfter:yyyy-MM-dd})"
+            : isTrusted && faults is X509ChainStatusFlags.NoError or X509ChainStatusFlags.PartialChain ? null
+            : isTrusted || (faults & (X509ChainStatusFlags.UntrustedRoot | X509ChainStatusFlags.PartialChain)) == 0 ? $"{faults}"
+            : "no trusted root vouches for it (see --cacert)";
+
+        // By all of its bytes: .NET takes two for equal that share an issuer's name and a number, which anybody may choose.
+        bool IsNamed(X509Certificate2 one) => chain.ChainPolicy.CustomTrustStore.Any(named => named.RawData.SequenceEqual(one.RawData));
     }
 
     /// <summary>Makes sure of OpenSSL, as without it .NET ends the process: the names are those that it looks for.</summary>
@@ -1769,7 +1776,8 @@ static class Tls
         chain.ImportFromPem(pem[0]);
         using var leaf = X509Certificate2.CreateFromPem(pem[0], pem[1]);
         // Windows cannot use a key that was only ever in memory; a round through PKCS#12 makes it one that it can.
-        return SslStreamCertificateContext.Create(X509CertificateLoader.LoadPkcs12(leaf.Export(X509ContentType.Pfx), null), chain, offline: true);
+        var usable = X509CertificateLoader.LoadPkcs12(leaf.Export(X509ContentType.Pfx), null);
+        return SslStreamCertificateContext.Create(usable, chain, offline: true);
     }
 
     static X509Certificate2Collection Trusted(string[] pem)
@@ -1779,7 +1787,7 @@ static class Tls
         return trusted.Count > 0 ? trusted : throw new InvalidDataException("it holds no certificate");
     }
 
-    // What is made of some files as they are whenever it is asked for. Their texts tell of a change: a link's time tells nothing of what it leads to.
+    // What is made of some files, as they are whenever it is asked for: the time of a link tells nothing of what it leads to.
     static Func<T> Latest<T>(string what, Func<string[], T> make, params string[] files)
     {
         var (latest, read, told, looking) = (default(T)!, Array.Empty<string>(), "", new Lock());
@@ -1844,7 +1852,10 @@ sealed class Client(CallSettings settings, Trace trace)
     // Large enough that a firehose of answers never waits for a window update on a fast network.
     const int StreamWindow = 1024 * 1024;
 
-    static readonly TimeSpan FirstBackoff = TimeSpan.FromSeconds(0.1), LastBackoff = TimeSpan.FromSeconds(5), HeadStart = TimeSpan.FromSeconds(0.25);
+    static readonly TimeSpan FirstBackoff = TimeSpan.FromSeconds(0.1), LastBackoff = TimeSpan.FromSeconds(5);
+
+    // Of an address over the next one of the same name.
+    static readonly TimeSpan HeadStart = TimeSpan.FromSeconds(0.25);
 
     static readonly WriteOptions moreFollows = new(WriteFlags.BufferHint);
 
@@ -2038,7 +2049,7 @@ sealed class Client(CallSettings settings, Trace trace)
         },
         SslOptions = new()
         {
-            CertificateChainPolicy = Tls.ChainPolicy(settings.Trust),
+            CertificateChainPolicy = endpoint.Url.Scheme == "https" ? Tls.ChainPolicy(settings.Trust) : null,
             ClientCertificateContext = settings.Certificate,
             RemoteCertificateValidationCallback = Accepts,
             // Whether the server asks is not known where there is a certificate to present.
@@ -2057,7 +2068,8 @@ sealed class Client(CallSettings settings, Trace trace)
         Socket socket;
         try
         {
-            socket = await (endpoint.UnixPath is { } path ? DialAsync(new UnixDomainSocketEndPoint(path), cancel) : DialFirstAsync(context.DnsEndPoint, cancel));
+            socket = await (endpoint.UnixPath is null ? DialFirstAsync(context.DnsEndPoint, cancel)
+                : DialAsync(new UnixDomainSocketEndPoint(endpoint.UnixPath), cancel));
         }
         catch (SocketException e) when (settings is { MayServeItself: true, WaitForReady: false } && e.SocketErrorCode == SocketError.ConnectionRefused)
         {
@@ -2067,57 +2079,67 @@ sealed class Client(CallSettings settings, Trace trace)
             await server.StartAsync([Endpoint.Parse("http://127.0.0.1:0")], null);
             socket = await DialAsync(new IPEndPoint(IPAddress.Loopback, server.Endpoints[0].Url.Port), cancel);
         }
-        Trace.Note('*', $"connected to {(endpoint.UnixPath is null ? $"{endpoint.Url.Scheme}://{Tcp.Plain(socket.RemoteEndPoint)}" : endpoint)}");
+        var peer = endpoint.UnixPath is null ? $"{endpoint.Url.Scheme}://{Tcp.Plain(socket.RemoteEndPoint)}" : $"{endpoint}";
+        Trace.Note('*', $"connected to {peer}");
         return new NetworkStream(socket, ownsSocket: true);
     }
 
-    // Happy Eyeballs (RFC 8305): a name's addresses, of both families in turn, each begun when the one before has failed or
-    // had its moment; the first that connects is it.
+    // Happy Eyeballs (RFC 8305): of a name's addresses, of both families in turn, the first that connects. Each is tried when the
+    // one before has failed, or has had its moment.
     async Task<Socket> DialFirstAsync(DnsEndPoint to, CancellationToken cancel)
     {
-        var addresses = await Dns.GetHostAddressesAsync(to.Host, cancel);
+        Socket? first = null;
         using var over = CancellationTokenSource.CreateLinkedTokenSource(cancel);
-        var (first, tries) = (new TaskCompletionSource<Socket>(TaskCreationOptions.RunContinuationsAsynchronously), new List<Task<SocketException?>>());
-        foreach (var (_, address) in addresses.GroupBy(address => address.AddressFamily).SelectMany(family => family.Index()).OrderBy(one => one.Index))
+        var tries = new List<Task<SocketException?>>();
+        var left = new List<IPAddress>(await Dns.GetHostAddressesAsync(to.Host, cancel));
+        var isAlone = left.Count == 1;
+        for (IPAddress? address = null; first is null && left.Count > 0; left.Remove(address))
         {
+            address = left.Find(other => other.AddressFamily != address?.AddressFamily) ?? left[0];
             tries.Add(TryAsync(new(address, to.Port)));
-            await Task.WhenAny(tries[^1], first.Task, Task.Delay(HeadStart, cancel));
-            if (first.Task.IsCompleted)
-                break;
+            await Task.WhenAny(tries[^1], Task.Delay(HeadStart, over.Token));
         }
-        await Task.WhenAny(first.Task, Task.WhenAll(tries));
+        var failures = (await Task.WhenAll(tries)).OfType<SocketException>();
+        if (first is null)
+            cancel.ThrowIfCancellationRequested();
         // Refused is who was refused at every address, but for those of a kind that this machine does not have.
-        if (!first.Task.IsCompleted)
-            throw (await Task.WhenAll(tries)).MinBy(e => e!.SocketErrorCode switch { SocketError.ConnectionRefused => 1, SocketError.AddressNotAvailable => 2, _ => 0 }) ?? new((int)SocketError.HostNotFound);
-        await over.CancelAsync();
-        return await first.Task;
+        SocketError[] last = [SocketError.ConnectionRefused, SocketError.AddressNotAvailable];
+        return first ?? throw failures.MinBy(e => Array.IndexOf(last, e.SocketErrorCode)) ?? new((int)SocketError.HostNotFound);
 
         async Task<SocketException?> TryAsync(IPEndPoint to)
         {
-            if (addresses.Length > 1)
+            if (!isAlone)
                 Trace.Note('*', $"trying {endpoint.Url.Scheme}://{to}");
             try
             {
                 var socket = await DialAsync(to, over.Token);
-                if (!first.TrySetResult(socket))
+                if (Interlocked.CompareExchange(ref first, socket, null) is null)
+                    await over.CancelAsync();
+                else
                     socket.Dispose();
                 return null;
             }
             catch (SocketException e)
             {
-                Trace.Note('*', $"{endpoint.Url.Scheme}://{to}: {e.Message}");
+                if (!isAlone)
+                    Trace.Note('*', $"{endpoint.Url.Scheme}://{to}: {e.Message}");
                 return e;
+            }
+            catch (OperationCanceledException)
+            {
+                return null;
             }
         }
     }
 
     static async Task<Socket> DialAsync(EndPoint to, CancellationToken cancel)
     {
-        var socket = to is UnixDomainSocketEndPoint ? new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) : new Socket(SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
+        var socket = to is IPEndPoint ? new Socket(SocketType.Stream, ProtocolType.Tcp) : new(to.AddressFamily, SocketType.Stream, 0);
         try
         {
-            if (to is not UnixDomainSocketEndPoint)
+            if (to is IPEndPoint)
             {
+                socket.NoDelay = true;
                 socket.SetSocketOption(SocketOptionLevel.Socket, SocketOptionName.KeepAlive, true);
                 socket.SetSocketOption(SocketOptionLevel.Tcp, SocketOptionName.TcpKeepAliveTime, KeepAliveSeconds);
                 socket.SetSocketOption(SocketOptionLevel.Tcp, SocketOptionName.TcpKeepAliveInterval, KeepAliveInterval);

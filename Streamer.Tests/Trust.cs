@@ -338,7 +338,7 @@ static class Issuing
             new X509BasicConstraintsExtension(true, false, 0, true), new X509KeyUsageExtension(X509KeyUsageFlags.KeyCertSign, true));
 
     /// <summary>One for a server or a client.</summary>
-    /// <param name="host">Whose it is; null for localhost and 127.0.0.1.</param>
+    /// <param name="host">Whose it is; null for localhost, 127.0.0.1 and ::1.</param>
     /// <param name="usage">What it may be used for; null for anything.</param>
     /// <param name="signedBy">Who signs it in the issuer's place.</param>
     /// <param name="at">Where it says that more is to be found.</param>
@@ -347,8 +347,8 @@ static class Issuing
     {
         var names = new SubjectAlternativeNameBuilder();
         names.AddDnsName(host ?? "localhost");
-        if (host is null)
-            names.AddIpAddress(IPAddress.Loopback);
+        foreach (var address in host is null ? new[] { IPAddress.Loopback, IPAddress.IPv6Loopback } : [])
+            names.AddIpAddress(address);
         List<X509Extension> extensions = [new X509BasicConstraintsExtension(false, false, 0, true), names.Build()];
         if (usage is not null)
             extensions.Add(new X509EnhancedKeyUsageExtension([new(usage)], true));
