@@ -132,24 +132,26 @@ static class Program
         }
     }
 
-    // What is wrong with a command line, where to put it right, and where there is more to read.
+    // What is wrong with a command line, where to put it right, and where there is more to read. An argument may be a password
+    // that a space or a missing option has brought to the wrong place: only the names of options and commands are repeated.
     static string? Fault(ParseResult parsed)
     {
         var (command, root) = (parsed.CommandResult.Command, parsed.RootCommandResult.Command);
         var directive = parsed.Tokens.FirstOrDefault(token => token.Type == TokenType.Directive);
         var stray = directive?.Value ?? parsed.UnmatchedTokens.FirstOrDefault();
-        var name = stray?.Split('=')[0];
+        var name = stray?.Split('=', ':')[0];
         // Without a command the first error says just that, and the second, if any, why.
         var fault = parsed.Errors.Skip(command == root ? 1 : 0).Concat(parsed.Errors).FirstOrDefault()?.Message;
         if (stray is null && fault is null)
             return null;
         var commands = command == root ? root.Subcommands : [command];
         if (commands.FirstOrDefault(one => one.Options.Any(option => option.Name == name || option.Aliases.Contains(name!))) is { } owner)
-            return $"{stray} goes behind the command, as in: streamer {owner.Name} {stray} ...";
+            return $"{name} goes behind the command, as in: streamer {owner.Name} {name} ...";
         if (command.Name is "max" or "greet" && stray is [not ('-' or '['), ..] or ['-', >= '0' and <= '9', ..])
-            return $"{command.Name} takes its input from stdin, not \"{stray}\" from the command line, as in: {Example(command)}";
-        var help = command == root ? "streamer --help" : $"streamer {command.Name} --help";
-        return $"{fault ?? $"Unrecognized command or argument '{stray}'."}{Suggestion()} (see {help})";
+            return $"{command.Name} takes its input from stdin, not from the command line, as in: {Example(command)}";
+        if (stray is not null)
+            fault = command != root && stray is [not ('-' or '['), ..] ? $"{command.Name} takes only options." : $"Unrecognized command or argument '{name}'.";
+        return $"{fault}{Suggestion()} (see {(command == root ? "streamer" : $"streamer {command.Name}")} --help)";
 
         string Suggestion()
         {
@@ -183,7 +185,7 @@ static class Program
         command.SetAction(async (parsed, _) =>
         {
             var patience = Duration("--drain", 0, parsed.GetValue(drain) ?? "30");
-            var endpoints = Array.ConvertAll(parsed.GetValue(listen) is { Length: > 0 } given ? given : [Endpoint.Default], Endpoint.Parse);
+            var endpoints = Array.ConvertAll(parsed.GetValue(listen) is { Length: > 0 } given ? given : [Endpoint.Default], url => Endpoint.Parse("--listen", url));
             var tls = Tls.ForServer(parsed.GetValue(cert), parsed.GetValue(key), parsed.GetValue(clientCa));
             var secure = Array.Find(endpoints, endpoint => endpoint.Url.Scheme == "https");
             if (secure is null && tls is not null)
@@ -230,11 +232,12 @@ static class Program
         command.SetAction((parsed, _) =>
         {
             var variable = Environment.GetEnvironmentVariable("STREAMER_ADDRESS");
-            var asked = parsed.GetValue(address) ?? (variable is "" ? null : variable);
+            var (source, asked) = parsed.GetValue(address) is { } given ? ("--address", given) : ("STREAMER_ADDRESS", variable is "" ? null : variable);
+            var metadata = ParseMetadata(parsed.GetValue(header) ?? []);
             var settings = new CallSettings(
-                Endpoint.Parse(asked ?? Endpoint.Default),
+                Endpoint.Parse(source, asked ?? Endpoint.Default),
                 ParseMethod(parsed.GetValue(method) ?? rpcs[0]),
-                ParseMetadata(parsed.GetValue(header) ?? []),
+                metadata,
                 Deadline: parsed.GetValue(deadline) is { } text ? Duration("--deadline", 0.001, text) : null,
                 WaitForReady: parsed.GetValue(wait),
                 ReadsInput: !isPing,
@@ -242,7 +245,7 @@ static class Program
                 Trust: Tls.Trust(parsed.GetValue(caCert)),
                 Certificate: Tls.OwnCertificate(parsed.GetValue(cert), parsed.GetValue(key)),
                 Insecure: parsed.GetValue(insecure));
-            return run(new Client(settings, new Trace(parsed.GetValue(verbose), parsed.GetValue(stats))), parsed);
+            return run(new Client(settings, new Trace(metadata, parsed.GetValue(verbose), parsed.GetValue(stats))), parsed);
         });
         return command;
     }
@@ -256,17 +259,17 @@ static class Program
         var number = text.TrimEnd('h', 'm', 's');
         var unit = text[number.Length..] switch { "" or "s" => 1, "ms" => 0.001, "m" => 60, "h" => 3600, _ => double.NaN };
         return double.TryParse(number, NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture, out var value) && value * unit is var seconds && seconds >= least && seconds <= 4_000_000
-            ? TimeSpan.FromSeconds(seconds) : throw new Problem(2, $"{option} takes seconds from {least} to 4000000, or 500ms, 5s, 1m, 1h, not \"{text}\"");
+            ? TimeSpan.FromSeconds(seconds) : throw new Problem(2, $"{option} takes seconds from {least} to 4000000, or 500ms, 5s, 1m, 1h");
     }
 
     static long Count(string text) =>
-        long.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var count) && count > 0 ? count : throw new Problem(2, $"--count takes a number from 1, not \"{text}\"");
+        long.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var count) && count > 0 ? count : throw new Problem(2, "--count takes a number from 1");
 
     /// <summary>--method's SERVICE/METHOD.</summary>
     /// <exception cref="Problem">It is not two names with a slash between them.</exception>
     static (string Service, string Name) ParseMethod(string text) =>
         text.TrimStart('/') is var name && name.All(c => char.IsAsciiLetterOrDigit(c) || c is '.' or '_' or '/') && name.Split('/') is [{ Length: > 0 } service, { Length: > 0 } method]
-            ? (service, method) : throw new Problem(2, $"--method takes SERVICE/METHOD, not \"{text}\"");
+            ? (service, method) : throw new Problem(2, "--method takes SERVICE/METHOD");
 
     /// <summary>-H's "name: value", checked as PROTOCOL-HTTP2 defines Custom-Metadata.</summary>
     /// <exception cref="Problem">A name is invalid or gRPC's own, or a value is not ASCII or not base64.</exception>
@@ -277,7 +280,7 @@ static class Program
         {
             var (name, value) = header.Split(':', 2) is [var before, var after] ? (before.Trim().ToLowerInvariant(), after.Trim()) : ("", "");
             if (name.Length == 0 || !name.All(c => char.IsAsciiLetterLower(c) || char.IsAsciiDigit(c) || c is '-' or '_' or '.'))
-                throw new Problem(2, $"-H takes 'name: value', and a name of letters, digits, '-', '_' and '.', not '{header}'");
+                throw new Problem(2, "-H takes 'name: value', and a name of letters, digits, '-', '_' and '.'");
             // What tells how a call or a connection works (RFC 9113, section 8.2.2), and what gRPC sets.
             if (name.StartsWith("grpc-", StringComparison.Ordinal) || name is "te" or "content-type" or "user-agent" or "host" or "connection" or "proxy-connection"
                 or "keep-alive" or "transfer-encoding" or "content-length" or "upgrade" or "expect" or "trailer")
@@ -319,11 +322,12 @@ sealed record Endpoint(Uri Url, string? UnixPath)
     public Uri Dialled => IPAddress.TryParse(Url.IdnHost, out var ip) && (ip.Equals(IPAddress.Any) || ip.Equals(IPAddress.IPv6Any)) ? new UriBuilder(Url) { Host = "localhost" }.Uri : Url;
 
     /// <summary>Takes http://HOST:PORT, https://HOST:PORT, HOST:PORT, HOST, PORT, :PORT and unix:/PATH.</summary>
+    /// <param name="source">The option or variable that holds the text, which is not repeated: it may hold a password.</param>
     /// <exception cref="Problem">The text is none of these.</exception>
-    public static Endpoint Parse(string text)
+    public static Endpoint Parse(string source, string text)
     {
         if (text.StartsWith("unix:", StringComparison.Ordinal))
-            return UnixSocket(text[5..], text);
+            return UnixSocket(source, text[5..]);
         var hasScheme = text.Contains("://", StringComparison.Ordinal);
         var bare = text.StartsWith(':') ? text[1..] : text;
         // Uri takes a plain number for a host's address, and knows no host "*": any address, also of IPv4, is [::] where there is IPv6.
@@ -336,13 +340,13 @@ sealed record Endpoint(Uri Url, string? UnixPath)
             && (uri.HostNameType != UriHostNameType.IPv4 || url.Contains(uri.Host)))
             // For http Uri has port 80 whether one was given or not; for a scheme that it does not know, -1 where none was.
             return new(hasScheme || new Uri($"grpc{url[4..]}").Port >= 0 ? uri : new UriBuilder(uri) { Port = new Uri(Default).Port }.Uri, null);
-        throw new Problem(2, $"\"{text}\" is not an address: HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix:/PATH");
+        throw new Problem(2, $"{source} takes HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix:/PATH");
     }
 
-    static Endpoint UnixSocket(string path, string text) =>
-        path.TrimStart('/') is "" || path.EndsWith('/') ? throw new Problem(2, $"\"{text}\" does not name a socket: unix:/PATH")
+    static Endpoint UnixSocket(string source, string path) =>
+        path.TrimStart('/') is "" || path.EndsWith('/') ? throw new Problem(2, $"{source} takes unix:/PATH, with the name of a socket")
         : Path.GetFullPath(path) is var full && Encoding.UTF8.GetByteCount(full) <= MaxUnixPath ? new(new("http://localhost"), full)
-        : throw new Problem(2, $"{text}: a Unix socket's path has at most {MaxUnixPath} bytes");
+        : throw new Problem(2, $"{source} takes unix:/PATH, where a path has at most {MaxUnixPath} bytes");
 
     /// <summary>What is wrong with a Unix socket's path, whether it is to be listened at or called; null where nothing is.</summary>
     public string? PathFault => UnixPath is null ? null
@@ -2076,7 +2080,7 @@ sealed class Client(CallSettings settings, Trace trace)
             Program.Tell($"no server at {endpoint}, so this command brings its own");
             servesItself = true;
             var server = new Server();
-            await server.StartAsync([Endpoint.Parse("http://127.0.0.1:0")], null);
+            await server.StartAsync([Endpoint.Parse("", "http://127.0.0.1:0")], null);
             socket = await DialAsync(new IPEndPoint(IPAddress.Loopback, server.Endpoints[0].Url.Port), cancel);
         }
         var peer = endpoint.UnixPath is null ? $"{endpoint.Url.Scheme}://{Tcp.Plain(socket.RemoteEndPoint)}" : $"{endpoint}";
@@ -2228,7 +2232,7 @@ sealed class Client(CallSettings settings, Trace trace)
 /// an event, in seconds since the call began, on its mark (as curl's: * what happens, &gt; what leaves, &lt; what comes) with the
 /// message behind it, and on the four numbers that the last line begins with; all other words may change.
 /// </summary>
-sealed class Trace(bool verbose, bool stats)
+sealed class Trace(Metadata given, bool verbose, bool stats)
 {
     static readonly bool hasEscapes = Stdio.IsToldShown && Environment.GetEnvironmentVariable("TERM") is not (null or "dumb");
     readonly bool hasColour = hasEscapes && Environment.GetEnvironmentVariable("NO_COLOR") is null or "";
@@ -2257,7 +2261,11 @@ sealed class Trace(bool verbose, bool stats)
         foreach (var some in headers)
             // HTTP/2 has no chunks: the handler drops the header for them.
             foreach (var (name, values) in some.NonValidated.Where(header => header.Key != "Transfer-Encoding"))
-                Show(mark, $"{name.ToLowerInvariant()}: {values}");
+                Show(mark, $"{name.ToLowerInvariant()}: {Shown(name.ToLowerInvariant(), $"{values}")}");
+
+        // Others read what is printed: passwords and tokens stay where they are.
+        string Shown(string name, string value) =>
+            mark == '>' && given.Get(name) is not null ? "(as given)" : mark == '<' && name == "set-cookie" ? "(hidden)" : value;
     }
 
     /// <summary>A message is about to leave.</summary>
