@@ -133,20 +133,16 @@ static class Program
 
     static Stack[] Streamers(params string[] andPeers) => [.. stacks.Where(stack => !stack.IsPeer || andPeers.Contains(stack.Name))];
 
-    // The port of each one's server, all of which end with the section.
-    static Dictionary<Stack, int> Serve(Stack[] contestants) => contestants.ToDictionary(stack => stack, stack =>
-    {
-        stack.Serve(out var port);
-        return port;
-    });
+    // They end with the section.
+    static Dictionary<Stack, Child> Serve(Stack[] contestants) => contestants.ToDictionary(stack => stack, stack => stack.Serve());
 
     // Whole runs of a client from a file to a file, with its start-up.
     static void Numbers()
     {
-        var ports = Serve(stacks);
+        var servers = Serve(stacks);
         foreach (var stack in InTurns(stacks))
         {
-            Run(stack.Title, stack, stack.Program, stack.Call("max", ports[stack]), stack.Call("greet", ports[stack]));
+            Run(stack.Title, stack, stack.Program, stack.Call("max", servers[stack].Port), stack.Call("greet", servers[stack].Port));
             if (stack == stacks[0])
                 Run(Build.Awk, stack, "awk", [Build.AwkMaxima], [Build.AwkGreetings]);
         }
@@ -172,31 +168,25 @@ static class Program
     static void Latency()
     {
         var (warmUp, count) = tiny ? (10, 100) : (500, 5_000);
-        var ports = Serve(stacks);
+        var servers = Serve(stacks);
         foreach (var stack in InTurns(stacks))
         {
-            Run(stack, "max", Figure.MaxP50, Figure.MaxP99, i => $"{i}", i => $"{i}");
-            Run(stack, "greet", Figure.GreetP50, Figure.GreetP99, i => $"Ada{i}", i => $"Hello Ada{i}!");
-        }
-
-        void Run(Stack stack, string command, Figure p50, Figure p99, Func<int, string> request, Func<int, string> answer)
-        {
-            using var client = Child.WithPipes(stack.Program, stack.Call(command, ports[stack]));
+            using var client = Child.WithPipes(stack.Program, stack.Call("max", servers[stack].Port));
             var times = new double[warmUp + count];
             for (var i = 0; i < times.Length; i++)
             {
-                var (line, expected) = (request(i), answer(i));
+                var line = $"{i}";
                 var start = Stopwatch.GetTimestamp();
                 client.Input.WriteLine(line);
-                var got = client.Output.ReadLine();
+                var answer = client.Output.ReadLine();
                 times[i] = Stopwatch.GetElapsedTime(start).TotalMicroseconds;
-                Require(got == expected, $"{stack.Title} answers {got} to {line}");
+                Require(answer == line, $"{stack.Title} answers {answer} to {line}");
             }
             client.Input.Close();
             client.End();
             var sorted = times[warmUp..].Order().ToArray();
-            Report.Add(stack.Title, p50, sorted[(count - 1) * 50 / 100]);
-            Report.Add(stack.Title, p99, sorted[(count - 1) * 99 / 100]);
+            Report.Add(stack.Title, Figure.P50, sorted[(count - 1) * 50 / 100]);
+            Report.Add(stack.Title, Figure.P99, sorted[(count - 1) * 99 / 100]);
         }
     }
 
@@ -204,13 +194,13 @@ static class Program
     static void Start()
     {
         // One server for all, which is as fast at its first call as ever: each stack's own would be measured with its client.
-        using var server = (stacks.FirstOrDefault(stack => stack.Name == "go") ?? stacks[0]).Serve(out var port);
+        using var server = (stacks.FirstOrDefault(stack => stack.Name == "go") ?? stacks[0]).Serve();
         // The first time only brings the files into the page cache.
         for (var time = 0; time <= rounds * 4; time++)
             foreach (var stack in stacks)
             {
                 var start = Stopwatch.GetTimestamp();
-                using var client = Child.WithPipes(stack.Program, stack.Call("max", port));
+                using var client = Child.WithPipes(stack.Program, stack.Call("max", server.Port));
                 client.Input.WriteLine("1");
                 client.Input.Close();
                 var output = client.Output.ReadToEnd();
@@ -234,7 +224,7 @@ static class Program
         File.WriteAllBytes(Files.Output, message);
         var count = tiny ? 1_000 : 300_000;
         var contestants = Streamers("go", "dotnet");
-        var ports = Serve(contestants);
+        var servers = Serve(contestants);
         foreach (var stack in InTurns(contestants))
         {
             // The first calls only bring the server up to its speed.
@@ -246,7 +236,7 @@ static class Program
         {
             using var load = Child.WithPipes(h2load, ["-c", "4", "-m", "25", "-n", $"{count}", "-d", Files.Output,
                 "-H", "content-type: application/grpc", "-H", "te: trailers",
-                $"http://127.0.0.1:{ports[stack]}/streaming.CalculatorService/FindMaximum"]);
+                $"http://127.0.0.1:{servers[stack].Port}/streaming.CalculatorService/FindMaximum"]);
             load.Input.Close();
             var output = load.Output.ReadToEnd();
             load.End();
@@ -261,10 +251,10 @@ static class Program
     {
         var count = tiny ? 100_000 : 10_000_000;
         var contestants = Streamers();
-        var ports = Serve(contestants);
+        var servers = Serve(contestants);
         foreach (var stack in InTurns(contestants))
         {
-            using var link = new Link(ports[stack]);
+            using var link = new Link(servers[stack].Port);
             var input = Files.LargestFirst(count);
             var start = Stopwatch.GetTimestamp();
             using (var client = Child.WithFiles(stack.Program, stack.Call("max", link.Port), input, Files.Output))
@@ -286,8 +276,8 @@ static class Program
 
         static void Run(Stack stack, int count, Figure ofClient, Figure ofServer)
         {
-            using var server = stack.Serve(out var port);
-            using var client = Child.WithFiles(stack.Program, stack.Call("max", port), Files.Counting(count), Files.Output);
+            using var server = stack.Serve();
+            using var client = Child.WithFiles(stack.Program, stack.Call("max", server.Port), Files.Counting(count), Files.Output);
             var peak = 0d;
             do
                 peak = Math.Max(peak, client.Bytes("VmHWM"));
@@ -305,7 +295,7 @@ static class Program
         var (connections, streams) = tiny ? (3, 20) : (100, 100);
         foreach (var stack in InTurns(Streamers("go")))
         {
-            using var server = stack.Serve(out var port);
+            using var server = stack.Serve();
             List<GrpcChannel> channels = [];
             // What the first stream of all loads is not what a stream needs.
             OpenAsync(1).GetAwaiter().GetResult();
@@ -322,7 +312,7 @@ static class Program
             async Task OpenAsync(int count)
             {
                 var handler = new SocketsHttpHandler { UseProxy = false };
-                var channel = GrpcChannel.ForAddress($"http://127.0.0.1:{port}", new() { HttpHandler = handler, DisposeHttpClient = true });
+                var channel = GrpcChannel.ForAddress($"http://127.0.0.1:{server.Port}", new() { HttpHandler = handler });
                 channels.Add(channel);
                 var client = new CalculatorService.CalculatorServiceClient(channel);
                 await Task.WhenAll(Enumerable.Range(0, count).Select(async _ =>
@@ -345,7 +335,7 @@ sealed class BenchException(string message) : Exception(message);
 
 enum Figure
 {
-    OneAnswer, EveryNumber, Names, MaxP50, MaxP99, Start, GreetP50, GreetP99, Calls, Link,
+    OneAnswer, EveryNumber, Names, P50, P99, Start, Calls, Link,
     ClientFew, ClientMany, ServerFew, ServerMany, Idle,
 }
 
@@ -360,9 +350,8 @@ static class Report
         ("one answer, M numbers/s", 1e6, [Figure.OneAnswer]),
         ("every number answered, M numbers/s", 1e6, [Figure.EveryNumber]),
         ("`greet`, M names/s", 1e6, [Figure.Names]),
-        ("a line in to its answer out, `max`, µs, p50 / p99", 1, [Figure.MaxP50, Figure.MaxP99]),
+        ("a line in to its answer out, µs, p50 / p99", 1, [Figure.P50, Figure.P99]),
         ("`echo 1 \\| max`, ms", 1, [Figure.Start]),
-        ("a line in to its answer out, `greet`, µs, p50 / p99", 1, [Figure.GreetP50, Figure.GreetP99]),
         ("short calls, k/s", 1e3, [Figure.Calls]),
         ("over a link of 10 ms and 125 MB/s, MB/s", 1e6, [Figure.Link]),
         ("client's peak memory, MiB, 5 M / 50 M numbers", MiB, [Figure.ClientFew, Figure.ClientMany]),
@@ -452,15 +441,15 @@ sealed record Stack(string Name, string Title, string Program, int OneAnswer, in
         IsPeer ? [command, $"127.0.0.1:{port}"] : [command, "--address", $"http://127.0.0.1:{port}"];
 
     /// <summary>A server of it that accepts connections.</summary>
-    public Child Serve(out int port)
+    public Child Serve()
     {
         // Not every peer can tell which port it was given for 0.
         using var free = new TcpListener(IPAddress.Loopback, 0);
         free.Start();
-        port = ((IPEndPoint)free.LocalEndpoint).Port;
+        var port = ((IPEndPoint)free.LocalEndpoint).Port;
         free.Stop();
         string[] arguments = IsPeer ? ["server", $"{port}"] : ["serve", "--listen", $"http://127.0.0.1:{port}"];
-        var server = Child.WithFiles(Program, arguments, "/dev/null", "/dev/null");
+        var server = Child.WithFiles(Program, arguments, "/dev/null", "/dev/null", port);
         while (true)
             try
             {
@@ -517,10 +506,10 @@ static class Build
         Program.Say("publishing streamer");
         var artifacts = Path.Combine(Folder, "obj", "streamer");
         var output = Path.Combine(artifacts, "out");
-        string[] how = tiny ? ["-p:PublishAot=false", "-p:PublishReadyToRun=false", "-p:UseAppHost=true", "--self-contained", "false"] : ["-p:PublishAot=true"];
+        string[] portable = ["-p:PublishAot=false", "-p:PublishReadyToRun=false", "-p:UseAppHost=true", "--self-contained", "false"];
         var log = Try(Environment.ProcessPath!, ["publish", Path.Combine(Folder, "..", "Streamer.csproj"), "-c", "Release",
             "-r", RuntimeInformation.RuntimeIdentifier, "--artifacts-path", artifacts, "-o", output, "-nologo", "-v", "quiet",
-            "-p:UseSharedCompilation=false", .. how], out var exitCode);
+            "-p:UseSharedCompilation=false", .. tiny ? portable : ["-p:PublishAot=true"]], out var exitCode);
         Program.Require(exitCode == 0, $"streamer cannot be published:\n{log}");
         return Path.Combine(output, "streamer");
     }
@@ -571,12 +560,15 @@ sealed class Child : IDisposable
 
     public StreamReader Output => process.StandardOutput;
 
+    /// <summary>Where a server listens.</summary>
+    public int Port { get; private init; }
+
     public static Child WithPipes(string program, string[] arguments) =>
         new(new(program, arguments) { RedirectStandardInput = true, RedirectStandardOutput = true }, program);
 
     /// <summary>Process only knows pipes, which would make the harness a part of what is measured; exec keeps the process id.</summary>
-    public static Child WithFiles(string program, string[] arguments, string input, string output) =>
-        new(new("sh", ["-c", $"exec \"$0\" \"$@\" <'{input}' >'{output}'", program, .. arguments]), program);
+    public static Child WithFiles(string program, string[] arguments, string input, string output, int port = 0) =>
+        new(new("sh", ["-c", $"exec \"$0\" \"$@\" <'{input}' >'{output}'", program, .. arguments]), program) { Port = port };
 
     public bool HasEndedWithin(int milliseconds) => process.WaitForExit(milliseconds);
 
