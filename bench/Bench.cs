@@ -504,7 +504,7 @@ static class Build
     static string Publish(bool tiny)
     {
         Program.Say("publishing streamer");
-        var artifacts = Path.Combine(Folder, "obj", "streamer");
+        var artifacts = Path.Combine(Folder, "obj", tiny ? "portable" : "native");
         var output = Path.Combine(artifacts, "out");
         string[] portable = ["-p:PublishAot=false", "-p:PublishReadyToRun=false", "-p:UseAppHost=true", "--self-contained", "false"];
         var log = Try(Environment.ProcessPath!, ["publish", Path.Combine(Folder, "..", "Streamer.csproj"), "-c", "Release",
