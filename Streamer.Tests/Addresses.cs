@@ -96,7 +96,7 @@ public class Addresses(SharedServer server) : IClassFixture<SharedServer>
         streamer serve --listen unix:
         streamer serve --listen unix:/none/none.sock
         streamer serve --listen 192.0.2.1:1
-        """));
+        """, line => OneProcess.TypeAsync(line)));
 
     [Theory]
     [InlineData("file", "what is there is not a socket")]
@@ -109,8 +109,7 @@ public class Addresses(SharedServer server) : IClassFixture<SharedServer>
         using var temp = new TempFolder();
         temp.Write("file", "precious");
         Directory.CreateDirectory(temp["folder"]);
-        await using (var mkfifo = Running.StartProcess("mkfifo", [temp["pipe"]]))
-            await mkfifo.EndAsync();
+        temp.Pipe("pipe");
         var address = $"unix:{temp[name]}";
         fault = fault.Replace("FOLDER", temp["."].TrimEnd('.', '/'));
         Assert.Equal(new(78, "", $"streamer: UNAVAILABLE: nothing listens at {address}: {fault}\n"), await Tool.RunAsync("1", "max", "--address", address));

@@ -83,7 +83,7 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
 
     /// <summary>These tokens never end: a client that held one whole would die of it, and one that waited for its end would hang.</summary>
     [Fact]
-    public Task AnEndlessTokenIsRefused() => TypeAsync("""
+    public Task AnEndlessTokenIsRefused() => TypeApartAsync("""
         yes 1 | tr -d '\n' | streamer max
         yes x | tr -d '\n' | streamer max
         (echo 1 5; yes 1 | tr -d '\n') | streamer max
@@ -250,16 +250,16 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
     public Task AnUnknownMethod() => TypeAsync("echo 1 | streamer max --method streaming.CalculatorService/FindMinimum");
 
     [Fact]
-    public Task AReaderThatGoesAway() => TypeAsync("""
+    public Task AReaderThatGoesAway() => TypeApartAsync("""
         yes Ada | streamer greet | head -1; echo ${PIPESTATUS[1]}
         seq 1 10000000 | streamer max | head -2; echo ${PIPESTATUS[1]}
         """);
 
     [Fact]
-    public Task AFullStdout() => TypeAsync("echo 1 | streamer max > /dev/full");
+    public Task AFullStdout() => TypeApartAsync("echo 1 | streamer max > /dev/full");
 
     [Fact]
-    public Task AnUnreadableStdin() => TypeAsync("""
+    public Task AnUnreadableStdin() => TypeApartAsync("""
         streamer max < .
         streamer greet < .
         """);
@@ -346,12 +346,14 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
         }
     }
 
-    Task TypeAsync(string lines, [CallerMemberName] string test = "") => TypeAsync(lines, default, test);
+    Task TypeAsync(string lines, [CallerMemberName] string test = "") => VerifyAsync(lines, line => OneProcess.TypeAsync(line, server.Address), test);
 
-    async Task TypeAsync(string lines, (string, string?) variable, [CallerMemberName] string test = "") => Snapshot.Verify(
-        (await Transcript.OfAsync(lines, variable == default ? [("STREAMER_ADDRESS", server.Address)] : [variable, ("STREAMER_ADDRESS", server.Address)]))
-            .Replace(server.Address, "http://127.0.0.1:PORT"),
-        test: test);
+    // Each line's process is its own.
+    Task TypeApartAsync(string lines, (string, string?) variable = default, [CallerMemberName] string test = "") =>
+        VerifyAsync(lines, line => Tool.TypeAsync(line, [("STREAMER_ADDRESS", server.Address), .. variable == default ? [] : (ReadOnlySpan<(string, string?)>)[variable]]), test);
+
+    async Task VerifyAsync(string lines, Func<string, Task<Result>> type, string test) =>
+        Snapshot.Verify((await Transcript.OfAsync(lines, type)).Replace(server.Address, "http://127.0.0.1:PORT"), test: test);
 }
 
 /// <summary>The address that is called where none is given. One test at a time may have its port, and no other test may be given it.</summary>
@@ -372,7 +374,7 @@ public class DefaultAddress : IAsyncLifetime
             echo 1 5 3 6 2 20 | streamer max
             echo Ada | streamer greet
             echo Ada | STREAMER_ADDRESS= streamer greet
-            """));
+            """, line => OneProcess.TypeAsync(line)));
     }
 
     [Fact]
@@ -381,7 +383,7 @@ public class DefaultAddress : IAsyncLifetime
         printf 'Ada\nGrace Hopper\n' | streamer greet
         echo 1 abc | streamer max
         echo 1 | streamer max --method a.B/C
-        """));
+        """, line => Tool.TypeAsync(line)));
 
     [Fact]
     public async Task FallsBackWithoutAStderr()
@@ -397,19 +399,19 @@ public class DefaultAddress : IAsyncLifetime
         echo 1 | streamer max --address localhost
         echo 1 | streamer max --address 127.0.0.1
         echo 1 | streamer max --address ::1
-        """));
+        """, line => OneProcess.TypeAsync(line)));
 }
 
 static class Transcript
 {
     /// <summary>Types lines into a shell, and writes down what a terminal would show.</summary>
-    public static async Task<string> OfAsync(string lines, params (string, string?)[] environment)
+    public static async Task<string> OfAsync(string lines, Func<string, Task<Result>> type)
     {
         var transcript = new StringBuilder();
         var separator = "";
         foreach (var line in lines.Split('\n'))
         {
-            var (exitCode, output, error) = await Tool.TypeAsync(line, environment);
+            var (exitCode, output, error) = await type(line);
             transcript.Append($"{separator}$ {line}\n{output}");
             foreach (var told in error.Split('\n').SkipLast(1))
                 transcript.Append($"stderr: {told}\n");

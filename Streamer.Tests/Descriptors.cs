@@ -32,16 +32,14 @@ public class Descriptors(SharedServer server) : IClassFixture<SharedServer>
     [InlineData("2>&3")]
     public async Task AServerWarnsIntoAnUnwritableStderr(string redirection)
     {
-        using var folder = new TempFolder();
-        var (cert, key) = (folder["cert.pem"], folder["key.pem"]);
-        Assert.Equal(0, (await TypeAsync($"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {key} -out {cert} -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost 2>/dev/null")).ExitCode);
-        File.Copy(cert, folder["root.pem"]);
+        using var certificates = new Certificates();
+        var (cert, key) = certificates.Server;
         await using var own = Running.StartInBash($"{Left} exec \"$@\" {redirection}", "serve", "--listen", "https://127.0.0.1:0", "--cert", cert, "--key", key);
         var port = new Uri(await own.ReadAddressAsync()).Port;
         // What is there now is no certificate, which each new connection makes the server say.
         await File.WriteAllTextAsync(cert, "half-written");
         for (var i = 0; i < 2; i++)
-            Assert.Equal(new(0, "1\n", ""), await Tool.RunAsync("1\n", "max", "--address", $"https://localhost:{port}", "--cacert", folder["root.pem"]));
+            Assert.Equal(new(0, "1\n", ""), await Tool.RunAsync("1\n", "max", "--address", $"https://localhost:{port}", "--cacert", certificates.Root));
         own.Signal("TERM");
         Assert.Equal(new(0, "", ""), await own.EndAsync());
     }
@@ -95,6 +93,7 @@ public class Descriptors(SharedServer server) : IClassFixture<SharedServer>
     [Fact]
     public async Task NonBlockingDescriptors()
     {
+        Programs.Need("python3");
         const string unblock = "python3 -c 'import os, sys; [os.set_blocking(fd, False) for fd in (0, 1, 2)]; os.execvp(sys.argv[1], sys.argv[1:])' \"$@\"";
         await using var client = Running.StartInBash(unblock, "greet", "--address", server.Address);
         await client.TurnAsync("Ada", "Hello Ada!");
@@ -131,6 +130,7 @@ public class Descriptors(SharedServer server) : IClassFixture<SharedServer>
     public async Task AnInputInUtf16IsNamed(string encoding)
     {
         const string named = "streamer: the input is in UTF-16, not UTF-8\n";
+        Programs.Need("iconv");
         Assert.Equal(new(1, "", named), await TypeAsync($"printf '1\\n5\\n3\\n' | iconv -t {encoding} | streamer max"));
         Assert.Equal(new(1, "", named), await TypeAsync($"printf 'Ada\\nGrace\\n' | iconv -t {encoding} | streamer greet"));
         Assert.Equal(new(1, "", named), await TypeAsync($"printf '\\xfe\\xff\\x67\\x4e\\x0a\\x00' | streamer greet"));

@@ -235,19 +235,14 @@ public class Drain
     public async Task Process1OfAContainerEndsAsWell()
     {
         string[] inside = ["--pid", "--fork", "--mount-proc", "--kill-child"];
-        Skipped.Unless(OperatingSystem.IsLinux() && await CanAsync("unshare", [.. inside, "true"]), "root, to make a PID namespace on Linux");
+        await using (var attempt = Running.StartProcess("unshare", [.. inside, "true"]))
+            Skipped.Unless((await attempt.EndAsync()).ExitCode == 0, "root, to make a PID namespace on Linux");
         await using var container = Running.StartBy("unshare", inside, "serve", "--listen", "http://127.0.0.1:0");
         var address = await container.ReadAddressAsync();
         Assert.Equal(new(0, "1\n", ""), await Tool.RunAsync("1\n", "max", "--address", address));
         var one = File.ReadAllText($"/proc/{container.Id}/task/{container.Id}/children").Trim();
         Assert.Contains("NSpid:\t" + one + "\t1\n", File.ReadAllText($"/proc/{one}/status"));
-        await CanAsync("kill", ["-TERM", one]);
+        Running.Signal(int.Parse(one), "TERM");
         Assert.Equal(new(0, "", ""), await container.EndAsync());
-    }
-
-    static async Task<bool> CanAsync(string file, string[] arguments)
-    {
-        await using var process = Running.StartProcess(file, arguments);
-        return (await process.EndAsync()).ExitCode == 0;
     }
 }

@@ -219,9 +219,7 @@ sealed class Site : IAsyncDisposable
     /// <summary>Starts the servers and the proxy with its file in the folder proxies, which is changed in its ports and by <paramref name="change"/>.</summary>
     public static async Task<Site> StartAsync(string name, Func<string, string>? change = null, double drain = 30)
     {
-        var program = (Environment.GetEnvironmentVariable("PATH") + ":/usr/sbin").Split(':').Select(directory => Path.Combine(directory, name)).FirstOrDefault(File.Exists);
-        Skipped.Unless(program is not null, $"{name} (Debian: apt install {name})");
-
+        var program = Program(name);
         var servers = await Task.WhenAll(Enumerable.Range(0, 3).Select(_ => RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", $"{drain}")));
         // Neither proxy takes port 0.
         var port = new FreePort();
@@ -241,6 +239,9 @@ sealed class Site : IAsyncDisposable
             Assert.Fail($"{name} did not start: {await proxy.EndAsync()}");
         return site;
     }
+
+    /// <summary>A proxy's program, which is not on everybody's path.</summary>
+    internal static string Program(string name) => Programs.Find($"/usr/sbin/{name}") ?? Programs.Need(name);
 
     internal static async Task<bool> ConnectsAsync(int port)
     {

@@ -11,6 +11,7 @@ public class ProxyCommands
     [InlineData("haproxy.cfg")]
     public async Task Work(string file)
     {
+        Site.Program(Path.GetFileNameWithoutExtension(file));
         using var folder = new TempFolder();
         // Only the ports are other ones, at which nobody listens.
         using FreePort proxyPort = new(), one = new(), two = new(), three = new();
