@@ -1,8 +1,4 @@
-using System.Net;
-using System.Net.Sockets;
 using System.Runtime.CompilerServices;
-using System.Text;
-using Xunit;
 
 namespace Streamer.Tests;
 
@@ -117,11 +113,7 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
         streamer greet --help
         """);
 
-    [Theory]
-    [InlineData("streamer --help")]
-    [InlineData("streamer serve --help")]
-    [InlineData("streamer max --help")]
-    [InlineData("streamer greet --help")]
+    [Theory, Rows("streamer --help", "streamer serve --help", "streamer max --help", "streamer greet --help")]
     public async Task HelpFitsOneScreen(string line)
     {
         var result = await Tool.TypeAsync(line);
@@ -294,9 +286,7 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
         Assert.StartsWith("streamer: DEADLINE_EXCEEDED: the deadline has passed", end.Error);
     }
 
-    [Theory]
-    [InlineData("INT", 130)]
-    [InlineData("TERM", 143)]
+    [Theory, InlineData("INT", 130), InlineData("TERM", 143)]
     public async Task ASignalEndsAClient(string signal, int exitCode)
     {
         await using var client = Running.Start("max", "--address", server.Address);
@@ -305,9 +295,7 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
         Assert.Equal(new(exitCode, "", ""), await client.EndAsync());
     }
 
-    [Theory]
-    [InlineData("http://127.0.0.1:0", "127.0.0.1")]
-    [InlineData("http://localhost:0", "127.0.0.1", "[::1]")]
+    [Theory, InlineData("http://127.0.0.1:0", "127.0.0.1"), InlineData("http://localhost:0", "127.0.0.1", "[::1]")]
     public async Task ServePrintsALineForEachEndpoint(string url, params string[] hosts)
     {
         hosts = HasIPv6 ? hosts : hosts[..1];

@@ -1,6 +1,3 @@
-using System.Text;
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>Standard descriptors that are closed, full, left by their reader, or made non-blocking by somebody else.</summary>
@@ -11,10 +8,7 @@ public class Descriptors(SharedServer server) : IClassFixture<SharedServer>
     // What comes before a line, so that descriptor 3 is a pipe without a reader.
     const string Left = "exec 3> >(true); wait $!; ";
 
-    [Theory]
-    [InlineData("2>/dev/full")]
-    [InlineData("2>&-")]
-    [InlineData("2>&3")]
+    [Theory, Rows("2>/dev/full", "2>&-", "2>&3")]
     public async Task AnUnwritableStderrChangesNothing(string redirection)
     {
         Assert.Equal(new(2, "", ""), await TypeAsync($"{Left} streamer max --bogus {redirection}"));
@@ -26,10 +20,7 @@ public class Descriptors(SharedServer server) : IClassFixture<SharedServer>
         Assert.Equal(new(1, "", ""), await TypeAsync($"{Left} streamer --help > /dev/full {redirection}"));
     }
 
-    [Theory]
-    [InlineData("2>/dev/full")]
-    [InlineData("2>&-")]
-    [InlineData("2>&3")]
+    [Theory, Rows("2>/dev/full", "2>&-", "2>&3")]
     public async Task AServerWarnsIntoAnUnwritableStderr(string redirection)
     {
         using var certificates = new Certificates();
@@ -44,13 +35,8 @@ public class Descriptors(SharedServer server) : IClassFixture<SharedServer>
         Assert.Equal(new(0, "", ""), await own.EndAsync());
     }
 
-    [Theory]
-    [InlineData("streamer --help")]
-    [InlineData("streamer --version")]
-    [InlineData("streamer serve --help")]
-    [InlineData("streamer max --help")]
-    [InlineData("echo 1 | streamer max")]
-    [InlineData("echo Ada | streamer greet")]
+    [Theory, Rows("streamer --help", "streamer --version", "streamer serve --help", "streamer max --help", "echo 1 | streamer max",
+        "echo Ada | streamer greet")]
     public async Task AStdoutThatCannotBeWritten(string line)
     {
         Assert.Equal(new(1, "", FullStdout), await TypeAsync($"{line} > /dev/full"));
@@ -62,9 +48,7 @@ public class Descriptors(SharedServer server) : IClassFixture<SharedServer>
     [Fact]
     public async Task AServerWithAFullStdout() => Assert.Equal(new(1, "", FullStdout), await TypeAsync("streamer serve --listen http://127.0.0.1:0 > /dev/full"));
 
-    [Theory]
-    [InlineData("max")]
-    [InlineData("greet")]
+    [Theory, Rows("max", "greet")]
     public async Task AClosedStdin(string command)
     {
         Assert.Equal(new(1, "", ClosedStdin), await TypeAsync($"streamer {command} <&-"));
@@ -73,11 +57,7 @@ public class Descriptors(SharedServer server) : IClassFixture<SharedServer>
         Assert.Equal(new(1, "", ""), await TypeAsync($"streamer {command} <&- >&- 2>&-"));
     }
 
-    [Theory]
-    [InlineData("<&-")]
-    [InlineData(">&-")]
-    [InlineData("2>&-")]
-    [InlineData("<&- >&- 2>&-")]
+    [Theory, Rows("<&-", ">&-", "2>&-", "<&- >&- 2>&-")]
     public async Task AServerNeedsNoDescriptor(string redirections)
     {
         using var folder = new TempFolder();
@@ -106,12 +86,9 @@ public class Descriptors(SharedServer server) : IClassFixture<SharedServer>
         Assert.Equal(names.Select(name => $"Hello {name}!"), result.Output.TrimEnd('\n').Split('\n'));
     }
 
-    [Theory]
-    [InlineData("streamer max --address https://localhost:1 <<< 1")]
-    [InlineData("streamer max --address https://localhost:1 --insecure --wait-for-ready <<< 1")]
-    [InlineData("streamer greet --cacert roots.pem <<< Ada")]
-    [InlineData("streamer greet --cert cert.pem --key key.pem <<< Ada")]
-    [InlineData("streamer serve --listen https://127.0.0.1:0 --cert cert.pem --key key.pem")]
+    [Theory, Rows("streamer max --address https://localhost:1 <<< 1", "streamer max --address https://localhost:1 --insecure --wait-for-ready <<< 1",
+        "streamer greet --cacert roots.pem <<< Ada", "streamer greet --cert cert.pem --key key.pem <<< Ada",
+        "streamer serve --listen https://127.0.0.1:0 --cert cert.pem --key key.pem")]
     public async Task WithoutOpenSslThereIsNoTls(string line)
     {
         using var folder = new TempFolder();
@@ -123,10 +100,7 @@ public class Descriptors(SharedServer server) : IClassFixture<SharedServer>
         Assert.Equal(new(0, "1\n", ""), await Tool.TypeAsync("echo 1 | streamer max", environment, ("STREAMER_ADDRESS", server.Address)));
     }
 
-    [Theory]
-    [InlineData("UTF-16")]
-    [InlineData("UTF-16LE")]
-    [InlineData("UTF-16BE")]
+    [Theory, Rows("UTF-16", "UTF-16LE", "UTF-16BE")]
     public async Task AnInputInUtf16IsNamed(string encoding)
     {
         const string named = "streamer: the input is in UTF-16, not UTF-8\n";
@@ -136,11 +110,9 @@ public class Descriptors(SharedServer server) : IClassFixture<SharedServer>
         Assert.Equal(new(1, "", named), await TypeAsync($"printf '\\xfe\\xff\\x67\\x4e\\x0a\\x00' | streamer greet"));
     }
 
-    [Theory]
-    [InlineData("1\uFEFF2", "max", "1\n2\n")]
-    [InlineData("1\n\uFEFF2", "max", "1\n2\n")]
-    [InlineData("\uFEFF-1\uFEFF\uFEFF 1234567890\uFEFF\n7", "max", "-1\n1234567890\n")]
-    [InlineData("Ada\uFEFFLovelace\n\uFEFFAlan\n\uFEFF\n", "greet", "Hello Ada Lovelace!\nHello Alan!\n")]
+    [Theory, InlineData("1\uFEFF2", "max", "1\n2\n"), InlineData("1\n\uFEFF2", "max", "1\n2\n"),
+        InlineData("\uFEFF-1\uFEFF\uFEFF 1234567890\uFEFF\n7", "max", "-1\n1234567890\n"),
+        InlineData("Ada\uFEFFLovelace\n\uFEFFAlan\n\uFEFF\n", "greet", "Hello Ada Lovelace!\nHello Alan!\n")]
     public async Task AByteOrderMarkIsWhiteSpace(string input, string command, string output)
     {
         Assert.Equal(new(0, output, ""), await Tool.RunAsync(input, command, "--address", server.Address));

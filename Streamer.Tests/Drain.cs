@@ -1,7 +1,3 @@
-using System.Net;
-using System.Net.Sockets;
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>SIGHUP, SIGINT and SIGTERM, on both sides.</summary>
@@ -9,10 +5,7 @@ public class Drain
 {
     const string ShuttingDown = $@"\Astreamer: UNAVAILABLE: server is shutting down{Verbose.Counts}\n\z";
 
-    [Theory]
-    [InlineData("HUP", 129)]
-    [InlineData("INT", 130)]
-    [InlineData("TERM", 143)]
+    [Theory, InlineData("HUP", 129), InlineData("INT", 130), InlineData("TERM", 143)]
     public Task AClientResetsItsCallAndEndsWithTheSignalsCode(string signal, int exitCode) => Wait.UntilInTimeAsync(async () =>
     {
         using var listener = new TcpListener(IPAddress.Loopback, 0);
@@ -28,10 +21,7 @@ public class Drain
         return reset?.Word() == 8;
     }, "the client does not reset its call");
 
-    [Theory]
-    [InlineData("HUP")]
-    [InlineData("INT")]
-    [InlineData("TERM")]
+    [Theory, Rows("HUP", "INT", "TERM")]
     public async Task AServerTakesNothingNewAndEndsWithItsLastStream(string signal)
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "1000");
@@ -211,10 +201,7 @@ public class Drain
         Assert.Equal(Drained.After(1, patience: 0, cut: 1), await server.Process.EndAsync());
     }
 
-    [Theory]
-    [InlineData("HUP", 129)]
-    [InlineData("INT", 130)]
-    [InlineData("TERM", 143)]
+    [Theory, InlineData("HUP", 129), InlineData("INT", 130), InlineData("TERM", 143)]
     public async Task ASecondSignalEndsAServerAtOnce(string signal, int exitCode)
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "1000");

@@ -1,5 +1,3 @@
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>What a server leaves behind that has drained, and says on stderr when streams were running.</summary>
@@ -20,9 +18,7 @@ public class Drained
         Assert.Matches(@"^(streamer: draining: \d+ streams? (is|are) running; .*\nstreamer: drained: \d+ ended in time, 0 cut off\n)?$", end.Error);
     }
 
-    [Theory]
-    [InlineData("INT", 130)]
-    [InlineData("TERM", 143)]
+    [Theory, InlineData("INT", 130), InlineData("TERM", 143)]
     public async Task CuttingAStreamOffIsNoSuccess(string signal, int exitCode)
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "0");

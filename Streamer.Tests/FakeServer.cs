@@ -1,6 +1,3 @@
-using System.Net;
-using System.Net.Sockets;
-
 namespace Streamer.Tests;
 
 /// <summary>A server that does the same on each connection.</summary>

@@ -1,5 +1,3 @@
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>Bodies that nobody would send, by the thousand.</summary>

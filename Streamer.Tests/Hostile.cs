@@ -1,7 +1,3 @@
-using System.Buffers.Binary;
-using System.Net.Sockets;
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>Peers that mean harm: the others are served all the while, and memory stays where it can be told beforehand.</summary>
@@ -55,14 +51,10 @@ public class Hostile(ITestOutputHelper output)
         .. RawHttp2.Frames(RawHttp2.Headers, RawHttp2.EndHeaders, number, RawHttp2.Call(RawHttp2.FindMaximum)),
         .. RawHttp2.Frames(RawHttp2.RstStream, 0, number, 0, 0, 0, 8)], reads: true);
 
-    [Theory]
-    [InlineData(true)]
-    [InlineData(false)]
+    [Theory, Rows(true, false)]
     public Task ThatFloodSettings(bool reads) => FloodAsync(_ => RawHttp2.Frames(RawHttp2.Settings, 0, 0, 0, 3, 0, 0, 0, 100), reads);
 
-    [Theory]
-    [InlineData(true)]
-    [InlineData(false)]
+    [Theory, Rows(true, false)]
     public Task ThatFloodPings(bool reads) => FloodAsync(_ => RawHttp2.Frames(RawHttp2.Ping, 0, 0, new byte[8]), reads);
 
     [Fact]

@@ -1,7 +1,3 @@
-using System.Buffers.Binary;
-using System.Net;
-using System.Net.Sockets;
-using System.Text;
 using System.Threading.Channels;
 
 namespace Streamer.Tests;

@@ -1,5 +1,3 @@
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>Which package a machine gets, after the repository's `dotnet pack` (.ci/run does that before the tests).</summary>

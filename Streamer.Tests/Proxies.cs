@@ -1,10 +1,5 @@
-using System.Collections.Concurrent;
-using System.Net;
-using System.Net.Sockets;
 using System.Security.Cryptography;
 using System.Security.Cryptography.X509Certificates;
-using System.Text.RegularExpressions;
-using Xunit;
 
 namespace Streamer.Tests;
 
@@ -68,9 +63,8 @@ public class Proxies
 
     // Neither proxy sends a status then: nginx resets the stream, with a code that depends on which of its timers is
     // first, and HAProxy ends it without trailers and resets it as well. grpc-go says INTERNAL of both.
-    [Theory]
-    [InlineData("nginx", "the server reset the stream: (PROTOCOL_ERROR|INTERNAL_ERROR)")]
-    [InlineData("haproxy", "the server ended the stream without trailers")]
+    [Theory, InlineData("nginx", "the server reset the stream: (PROTOCOL_ERROR|INTERNAL_ERROR)"),
+        InlineData("haproxy", "the server ended the stream without trailers")]
     public Task IdleStreamIsCutOff(string name, string error) => Wait.ForEnoughAsync(async seconds =>
     {
         await using var site = await Site.StartAsync(name, configuration => configuration.Replace(" 1h", $" {seconds}s"));
@@ -85,9 +79,7 @@ public class Proxies
         return true;
     });
 
-    [Theory]
-    [InlineData("nginx", 502)]
-    [InlineData("haproxy", 503)]
+    [Theory, InlineData("nginx", 502), InlineData("haproxy", 503)]
     public async Task AllServersAreGone(string name, int status)
     {
         await using var site = await Site.StartAsync(name);

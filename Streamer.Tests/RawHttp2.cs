@@ -1,8 +1,3 @@
-using System.Buffers.Binary;
-using System.Net;
-using System.Net.Sockets;
-using System.Text;
-
 namespace Streamer.Tests;
 
 /// <summary>HTTP/2 frames by hand, for peers that no library would be.</summary>

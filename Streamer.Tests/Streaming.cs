@@ -1,7 +1,5 @@
-using System.Text;
 using FsCheck;
 using FsCheck.Fluent;
-using Xunit;
 
 namespace Streamer.Tests;
 

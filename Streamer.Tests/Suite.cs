@@ -1,9 +1,8 @@
-using System.Collections.Concurrent;
 using System.Diagnostics.CodeAnalysis;
+using System.Reflection;
 using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using Streamer.Tests;
-using Xunit;
 using Xunit.Sdk;
 using Xunit.v3;
 
@@ -62,6 +61,16 @@ static class Programs
 
     [DllImport("libc")]
     static extern int access(string path, int mode);
+}
+
+/// <summary>Rows of a theory that have one value each.</summary>
+[AttributeUsage(AttributeTargets.Method)]
+sealed class RowsAttribute(params object?[] values) : DataAttribute
+{
+    public override ValueTask<IReadOnlyCollection<ITheoryDataRow>> GetData(MethodInfo testMethod, DisposalTracker disposalTracker) =>
+        new([.. values.Select(value => new TheoryDataRow(value))]);
+
+    public override bool SupportsDiscoveryEnumeration() => true;
 }
 
 /// <summary>Skips tests that this machine cannot run, and says at the end how many and what they need.</summary>

@@ -1,8 +1,3 @@
-using System.Net;
-using System.Net.Sockets;
-using System.Text;
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>What people see who type at a terminal, and what pipes and files are spared.</summary>
@@ -10,21 +5,11 @@ public class Terminals(SharedServer server) : IClassFixture<SharedServer>
 {
     const string EndOfInput = "\u0004", Interrupt = "\u0003", Delete = "\u007f", DeleteWord = "\u0017", DeleteLine = "\u0015";
 
-    [Theory]
-    [InlineData("streamer --help")]
-    [InlineData("streamer serve --help")]
-    [InlineData("streamer --version")]
-    [InlineData("streamer max --bogus")]
-    [InlineData("streamer grete")]
-    [InlineData("streamer max --adress x")]
-    [InlineData("streamer")]
-    [InlineData("echo 1 5 3 | streamer max")]
-    [InlineData("echo 1 x | streamer max")]
-    [InlineData("streamer greet <<< Ada")]
-    [InlineData("streamer greet <<< Ada | cat")]
-    [InlineData("streamer max --address http://127.0.0.1:1")]
-    [InlineData("streamer max", "1 5 3\n", EndOfInput)]
-    [InlineData("streamer greet", "Ada\n", EndOfInput)]
+    [Theory, InlineData("streamer --help"), InlineData("streamer serve --help"), InlineData("streamer --version"),
+        InlineData("streamer max --bogus"), InlineData("streamer grete"), InlineData("streamer max --adress x"), InlineData("streamer"),
+        InlineData("echo 1 5 3 | streamer max"), InlineData("echo 1 x | streamer max"), InlineData("streamer greet <<< Ada"),
+        InlineData("streamer greet <<< Ada | cat"), InlineData("streamer max --address http://127.0.0.1:1"),
+        InlineData("streamer max", "1 5 3\n", EndOfInput), InlineData("streamer greet", "Ada\n", EndOfInput)]
     public async Task NoEscapeCode(string line, params string[] keys)
     {
         await using var terminal = new Terminal(line, server.Address);
@@ -69,9 +54,7 @@ public class Terminals(SharedServer server) : IClassFixture<SharedServer>
         Assert.Equal(2, lines.Count(line => line == lines[^2]));
     }
 
-    [Theory]
-    [InlineData("max", "7", "7")]
-    [InlineData("greet", "Ada", "Hello Ada!")]
+    [Theory, InlineData("max", "7", "7"), InlineData("greet", "Ada", "Hello Ada!")]
     public async Task ClientsSayWhomTheyAreConnectedTo(string command, string typed, string answer)
     {
         await using var terminal = new Terminal($"streamer {command}", server.Address);
@@ -82,10 +65,8 @@ public class Terminals(SharedServer server) : IClassFixture<SharedServer>
         Assert.Equal((0, $"streamer: connected to {server.Address}; ^D ends the input\r\n{typed}\r\n{answer}\r\n"), await terminal.EndAsync());
     }
 
-    [Theory]
-    [InlineData("echo 7 | streamer max", "7\r\n")]
-    [InlineData("echo Ada | streamer greet", "Hello Ada!\r\n")]
-    [InlineData("streamer max < <(echo 7; echo x) 2>&1 | head -1", "7\r\n")]
+    [Theory, InlineData("echo 7 | streamer max", "7\r\n"), InlineData("echo Ada | streamer greet", "Hello Ada!\r\n"),
+        InlineData("streamer max < <(echo 7; echo x) 2>&1 | head -1", "7\r\n")]
     public async Task PipesAndFilesAreSpared(string line, string shown)
     {
         await using var terminal = new Terminal(line, server.Address);

@@ -1,12 +1,8 @@
 using System.Diagnostics;
 using System.Globalization;
 using System.IO.Pipes;
-using System.Net;
-using System.Net.Sockets;
 using System.Reflection;
 using System.Runtime.InteropServices;
-using System.Text;
-using Xunit;
 
 namespace Streamer.Tests;
 

@@ -1,6 +1,3 @@
-using System.Net.Sockets;
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>Serving and calling over a Unix socket.</summary>
@@ -13,10 +10,7 @@ public sealed class UnixSockets : IDisposable
 
     public void Dispose() => folder.Dispose();
 
-    [Theory]
-    [InlineData("TERM")]
-    [InlineData("INT")]
-    [InlineData("HUP")]
+    [Theory, Rows("TERM", "INT", "HUP")]
     public async Task ServesItsOwnerAloneAndRemovesTheSocketAtExit(string signal)
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", Address);

@@ -1,7 +1,4 @@
 using System.Runtime.CompilerServices;
-using System.Text;
-using System.Text.RegularExpressions;
-using Xunit;
 
 namespace Streamer.Tests;
 
@@ -211,10 +208,7 @@ public sealed class Verbose(SharedServer server) : IClassFixture<SharedServer>
         Assert.Equal("1\n2\n3\n", File.ReadAllText(folder["output"]));
     }
 
-    [Theory]
-    [InlineData("xterm", "", true)]
-    [InlineData("xterm", "1", false)]
-    [InlineData("dumb", "", false)]
+    [Theory, InlineData("xterm", "", true), InlineData("xterm", "1", false), InlineData("dumb", "", false)]
     public async Task DirectionsHaveColourOnATerminal(string term, string noColour, bool hasColour)
     {
         await using var terminal = Type($"max --address {server.Address} -v --stats < /dev/null", term, ("NO_COLOR", noColour));

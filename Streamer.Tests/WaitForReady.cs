@@ -1,8 +1,3 @@
-using System.Net;
-using System.Net.Sockets;
-using System.Text.RegularExpressions;
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>--wait-for-ready: a connection is retried, a message never.</summary>
@@ -59,10 +54,9 @@ public class WaitForReady
         Assert.Equal(new(130, "", ""), await client.EndAsync());
     }
 
-    [Theory]
-    [InlineData("the connection is dropped", "the connection to .+ was lost")]
-    [InlineData("the stream is refused", "the server refused the stream|the server reset the stream: REFUSED_STREAM")]
-    [InlineData("the connection is to be left", "http:.+ shut down before the stream had ended")]
+    [Theory, InlineData("the connection is dropped", "the connection to .+ was lost"),
+        InlineData("the stream is refused", "the server refused the stream|the server reset the stream: REFUSED_STREAM"),
+        InlineData("the connection is to be left", "http:.+ shut down before the stream had ended")]
     public async Task NothingIsSentTwice(string when, string message)
     {
         using var listener = new TcpListener(IPAddress.Loopback, 0);

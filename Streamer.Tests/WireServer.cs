@@ -1,6 +1,3 @@
-using System.Text;
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>What the server makes of the frames that peers send it, good and bad.</summary>
@@ -53,22 +50,12 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
 
     // Requests
 
-    [Theory]
-    [InlineData("application/grpc")]
-    [InlineData("application/grpc+proto")]
-    [InlineData("application/grpc; charset=utf-8")]
-    [InlineData("application/grpc+proto;v=1")]
-    [InlineData("Application/GRPC")]
+    [Theory, Rows("application/grpc", "application/grpc+proto", "application/grpc; charset=utf-8", "application/grpc+proto;v=1", "Application/GRPC")]
     public async Task ContentTypesOfGrpcAreAccepted(string contentType) =>
         AssertNumbers([7], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Numbers(7), ("content-type", contentType)));
 
-    [Theory]
-    [InlineData("application/json")]
-    [InlineData("application/grpc-web")]
-    [InlineData("application/grpc-web+proto")]
-    [InlineData("application/grpcproto")]
-    [InlineData("text/plain; application/grpc")]
-    [InlineData(null)]
+    [Theory, Rows("application/json", "application/grpc-web", "application/grpc-web+proto", "application/grpcproto", "text/plain; application/grpc",
+        null)]
     public async Task OtherContentTypesGet415(string? contentType)
     {
         var response = await CallAsync(Grpc.FindMaximum, Grpc.Numbers(7), ("content-type", contentType));
@@ -76,12 +63,7 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         Assert.Empty(response.Messages);
     }
 
-    [Theory]
-    [InlineData("GET")]
-    [InlineData("PUT")]
-    [InlineData("HEAD")]
-    [InlineData("OPTIONS")]
-    [InlineData("SPLICE")]
+    [Theory, Rows("GET", "PUT", "HEAD", "OPTIONS", "SPLICE")]
     public async Task MethodsOtherThanPostAreRefused(string method)
     {
         var response = await CallAsync(Grpc.FindMaximum, Grpc.Numbers(7), (":method", method));
@@ -89,13 +71,8 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         Assert.Empty(response.Messages);
     }
 
-    [Theory]
-    [InlineData("/streaming.CalculatorService/FindMinimum")]
-    [InlineData("/streaming.Nothing/FindMaximum")]
-    [InlineData("/streaming.calculatorservice/findmaximum")]
-    [InlineData("/streaming.CalculatorService/FindMaximum/")]
-    [InlineData("/%C3%A9t%C3%A9/x")]
-    [InlineData("/a%0Ab/c%0D")]
+    [Theory, Rows("/streaming.CalculatorService/FindMinimum", "/streaming.Nothing/FindMaximum", "/streaming.calculatorservice/findmaximum",
+        "/streaming.CalculatorService/FindMaximum/", "/%C3%A9t%C3%A9/x", "/a%0Ab/c%0D")]
     public async Task AnUnknownMethodIsUnimplementedInTrailersOnly(string path)
     {
         var response = await CallAsync(path, Grpc.Numbers(7));
@@ -103,10 +80,7 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         Assert.True(response.IsTrailersOnly, response.ToString());
     }
 
-    [Theory]
-    [InlineData("/streaming.CalculatorService")]
-    [InlineData("/")]
-    [InlineData("//")]
+    [Theory, Rows("/streaming.CalculatorService", "/", "//")]
     public async Task APathWithoutAServiceAndAMethodGets404(string path)
     {
         var response = await CallAsync(path, Grpc.Numbers(7));
@@ -114,15 +88,11 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         Assert.Empty(response.Messages);
     }
 
-    [Theory]
-    [InlineData(Grpc.FindMaximum)]
-    [InlineData("/calculator.CalculatorService/FindMaximum")]
+    [Theory, Rows(Grpc.FindMaximum, "/calculator.CalculatorService/FindMaximum")]
     public async Task FindMaximumHasTwoNames(string path) =>
         AssertNumbers([-3, 0, 5, long.MaxValue], Status.Ok, await CallAsync(path, Grpc.Numbers(-3, -4, 0, 0, 5, 2, long.MaxValue, long.MinValue)));
 
-    [Theory]
-    [InlineData(Grpc.GreetEveryone)]
-    [InlineData("/greet.GreetService/GreetEveryone")]
+    [Theory, Rows(Grpc.GreetEveryone, "/greet.GreetService/GreetEveryone")]
     public async Task GreetEveryoneHasTwoNames(string path)
     {
         var response = await CallAsync(path, [.. Grpc.Name("Ada"), .. Grpc.Name("Ada", "Lovelace")]);
@@ -130,11 +100,7 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         Assert.Equal(["Hello Ada!", "Hello Ada Lovelace!"], Grpc.ToGreetings(response.Messages));
     }
 
-    [Theory]
-    [InlineData(Grpc.FindMaximum)]
-    [InlineData(Grpc.GreetEveryone)]
-    [InlineData("/calculator.CalculatorService/FindMaximum")]
-    [InlineData("/greet.GreetService/GreetEveryone")]
+    [Theory, Rows(Grpc.FindMaximum, Grpc.GreetEveryone, "/calculator.CalculatorService/FindMaximum", "/greet.GreetService/GreetEveryone")]
     public async Task ResponseHeadersComeBeforeAnyMessage(string path)
     {
         await using var peer = await Http2Peer.ConnectAsync(server.Port);
@@ -170,14 +136,7 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         }
     }
 
-    [Theory]
-    [InlineData(1)]
-    [InlineData(2)]
-    [InlineData(3)]
-    [InlineData(5)]
-    [InlineData(6)]
-    [InlineData(7)]
-    [InlineData(1000)]
+    [Theory, Rows(1, 2, 3, 5, 6, 7, 1000)]
     public async Task MessagesMayBeSplitOverDataFramesInAnyWay(int size)
     {
         await using var peer = await Http2Peer.ConnectAsync(server.Port);
@@ -253,8 +212,7 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         { "groups nested too deep", [.. Enumerable.Repeat((byte)0x2b, 10_000)] },
     };
 
-    [Theory]
-    [MemberData(nameof(MalformedMessages))]
+    [Theory, MemberData(nameof(MalformedMessages))]
     public async Task AMalformedMessageIsInternal(string what, byte[] message)
     {
         Assert.NotEmpty(what);
@@ -262,25 +220,15 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         AssertStatus(Status.Internal, await CallAsync(Grpc.GreetEveryone, Grpc.Message(message)));
     }
 
-    [Theory]
-    [InlineData(2)]
-    [InlineData(128)]
-    [InlineData(255)]
+    [Theory, Rows(2, 128, 255)]
     public async Task AReservedFlagByteIsInternal(byte flag) =>
         AssertNumbers([1, 2, 3], Status.Internal, await CallAsync(Grpc.FindMaximum, [.. Grpc.Numbers(1, 2, 3), .. Grpc.Message(Grpc.Field(1, 4), flag)]));
 
-    [Theory]
-    [InlineData(1)]
-    [InlineData(4)]
-    [InlineData(5)]
-    [InlineData(6)]
+    [Theory, Rows(1, 4, 5, 6)]
     public async Task AHalfCloseInsideAMessageIsInternal(int length) =>
         AssertNumbers([1, 2, 3], Status.Internal, await CallAsync(Grpc.FindMaximum, [.. Grpc.Numbers(1, 2, 3), .. Grpc.Numbers(4)[..length]]));
 
-    [Theory]
-    [InlineData(Grpc.MaxMessage + 1)]
-    [InlineData(int.MaxValue)]
-    [InlineData(uint.MaxValue)]
+    [Theory, Rows(Grpc.MaxMessage + 1, int.MaxValue, uint.MaxValue)]
     public async Task ALengthOverTheLimitIsResourceExhaustedFromTheFiveBytesAlone(long length)
     {
         await using var peer = await Http2Peer.ConnectAsync(server.Port);
@@ -303,12 +251,8 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         Assert.Equal(["Hello " + new string('x', Grpc.MaxMessage - 10) + "!"], Grpc.ToGreetings(response.Messages));
     }
 
-    [Theory]
-    [InlineData(new byte[] { 0xff })]
-    [InlineData(new byte[] { 0xc3 })]
-    [InlineData(new byte[] { 0xc0, 0x80 })]
-    [InlineData(new byte[] { 0xed, 0xa0, 0x80 })]
-    [InlineData(new byte[] { 0x41, 0xf8, 0x88, 0x80, 0x80, 0x80 })]
+    [Theory, InlineData(new byte[] { 0xff }), InlineData(new byte[] { 0xc3 }), InlineData(new byte[] { 0xc0, 0x80 }),
+        InlineData(new byte[] { 0xed, 0xa0, 0x80 }), InlineData(new byte[] { 0x41, 0xf8, 0x88, 0x80, 0x80, 0x80 })]
     public async Task InvalidUtf8InANameIsAnError(byte[] name)
     {
         var response = await CallAsync(Grpc.GreetEveryone, [.. Grpc.Name("Ada"), .. Grpc.Message(Grpc.Field(1, Grpc.Field(1, name)))]);
@@ -331,16 +275,11 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
     public async Task DeflateIsUnderstoodAsWell() =>
         AssertNumbers([5, 6], Status.Ok, await CallAsync(Grpc.FindMaximum, [.. Grpc.Message(Grpc.Deflate(Grpc.Field(1, 5)), flag: 1), .. Grpc.Numbers(6)], ("grpc-encoding", "deflate")));
 
-    [Theory]
-    [InlineData("identity")]
-    [InlineData("gzip")]
+    [Theory, Rows("identity", "gzip")]
     public async Task AnUncompressedMessageNeedsNoEncoding(string encoding) =>
         AssertNumbers([5], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Numbers(5), ("grpc-encoding", encoding)));
 
-    [Theory]
-    [InlineData(0, Status.Ok)]
-    [InlineData(1, Status.ResourceExhausted)]
-    [InlineData(300_000_000, Status.ResourceExhausted)]
+    [Theory, InlineData(0, Status.Ok), InlineData(1, Status.ResourceExhausted), InlineData(300_000_000, Status.ResourceExhausted)]
     public async Task TheSizeLimitIsThatOfTheDecompressedBytes(int over, Status status)
     {
         var bytes = over < 2 ? NameOfSize(Grpc.MaxMessage + over) : new byte[over];
@@ -367,18 +306,14 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         }
     }
 
-    [Theory]
-    [MemberData(nameof(BadGzip))]
+    [Theory, MemberData(nameof(BadGzip))]
     public async Task BadGzipIsInternal(string what, byte[] message)
     {
         Assert.NotEmpty(what);
         AssertNumbers([1], Status.Internal, await CallAsync(Grpc.FindMaximum, [.. Grpc.Numbers(1), .. Grpc.Message(message, flag: 1)], ("grpc-encoding", "gzip")));
     }
 
-    [Theory]
-    [InlineData("snappy")]
-    [InlineData("GZIP ")]
-    [InlineData("gzip, gzip")]
+    [Theory, Rows("snappy", "GZIP ", "gzip, gzip")]
     public async Task AnotherEncodingIsUnimplementedWithThoseThatAreNot(string encoding)
     {
         var response = await CallAsync(Grpc.FindMaximum, Grpc.Message(Grpc.Gzip(Grpc.Field(1, 5)), flag: 1), ("grpc-encoding", encoding));
@@ -386,33 +321,17 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         Assert.Equal(["identity", "gzip", "deflate"], response.Header("grpc-accept-encoding")!.Split(','));
     }
 
-    [Theory]
-    [InlineData(null)]
-    [InlineData("identity")]
+    [Theory, Rows(null, "identity")]
     public async Task ACompressedFlagWithoutAnEncodingIsInternal(string? encoding) =>
         AssertNumbers([1], Status.Internal, await CallAsync(Grpc.FindMaximum, [.. Grpc.Numbers(1), .. Grpc.Message(Grpc.Gzip(Grpc.Field(1, 5)), flag: 1)], ("grpc-encoding", encoding)));
 
     // Deadlines
 
-    [Theory]
-    [InlineData("1H")]
-    [InlineData("99999999H")]
-    [InlineData("10M")]
-    [InlineData("00000600S")]
-    [InlineData("600000m")]
-    [InlineData("99999999m")]
+    [Theory, Rows("1H", "99999999H", "10M", "00000600S", "600000m", "99999999m")]
     public async Task ADeadlineFarOffChangesNothing(string timeout) =>
         AssertNumbers([5], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Numbers(5), ("grpc-timeout", timeout)));
 
-    [Theory]
-    [InlineData("0H")]
-    [InlineData("0M")]
-    [InlineData("0S")]
-    [InlineData("1S")]
-    [InlineData("100m")]
-    [InlineData("200000u")]
-    [InlineData("99999999n")]
-    [InlineData("1n")]
+    [Theory, Rows("0H", "0M", "0S", "1S", "100m", "200000u", "99999999n", "1n")]
     public async Task AStreamEndsAtItsDeadline(string timeout)
     {
         await using var peer = await Http2Peer.ConnectAsync(server.Port);
@@ -434,9 +353,7 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         return response.Messages is not [];
     });
 
-    [Theory]
-    [InlineData(1)]
-    [InlineData(400_000)]
+    [Theory, Rows(1, 400_000)]
     public Task ADeadlineResetsTheStreamOfAPeerThatDoesNotRead(int count) => Wait.ForEnoughAsync(async deadline =>
     {
         await using var peer = await Http2Peer.ConnectAsync(server.Port, window: 0);
@@ -450,19 +367,7 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         return response.Reset is not null;
     });
 
-    [Theory]
-    [InlineData("")]
-    [InlineData("1")]
-    [InlineData("S")]
-    [InlineData("-1S")]
-    [InlineData("+1S")]
-    [InlineData("1.5S")]
-    [InlineData("1s")]
-    [InlineData("1 S")]
-    [InlineData("1e3S")]
-    [InlineData("1SS")]
-    [InlineData("123456789S")]
-    [InlineData("1S, 2S")]
+    [Theory, Rows("", "1", "S", "-1S", "+1S", "1.5S", "1s", "1 S", "1e3S", "1SS", "123456789S", "1S, 2S")]
     public async Task AMalformedTimeoutIsInternal(string timeout) =>
         AssertStatus(Status.Internal, await CallAsync(Grpc.FindMaximum, Grpc.Numbers(5), ("grpc-timeout", timeout)));
 
@@ -491,16 +396,7 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
 
     const int Points = 9;
 
-    [Theory]
-    [InlineData(0)]
-    [InlineData(1)]
-    [InlineData(2)]
-    [InlineData(3)]
-    [InlineData(4)]
-    [InlineData(5)]
-    [InlineData(6)]
-    [InlineData(7)]
-    [InlineData(8)]
+    [Theory, Rows(0, 1, 2, 3, 4, 5, 6, 7, 8)]
     public async Task AResetAtAnyPointReleasesTheStream(int point)
     {
         // More than twice the streams that a connection may have at a time: one that stayed would be missed.
@@ -559,11 +455,7 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         }
     }
 
-    [Theory]
-    [InlineData("")]
-    [InlineData("PRI * HT")]
-    [InlineData("GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")]
-    [InlineData("\u0016\u0003\u0001\u0002\0\u0001")]
+    [Theory, Rows("", "PRI * HT", "GET / HTTP/1.1\r\nhost: localhost\r\n\r\n", "\u0016\u0003\u0001\u0002\0\u0001")]
     public async Task BytesThatAreNotHttp2HurtNobody(string bytes)
     {
         for (var i = 0; i < 20; i++)
@@ -603,20 +495,15 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
 
     const long Serving = 1, ServiceUnknown = 3;
 
-    [Theory]
-    [MemberData(nameof(Services))]
+    [Theory, MemberData(nameof(Services))]
     public async Task HealthCheckKnowsEachService(string service) =>
         AssertNumbers([Serving], Status.Ok, await CallAsync(HealthCheck, Grpc.Message(Grpc.Field(1, service))));
 
-    [Theory]
-    [InlineData("streaming.Nothing")]
-    [InlineData("streaming")]
-    [InlineData("/")]
+    [Theory, Rows("streaming.Nothing", "streaming", "/")]
     public async Task HealthCheckOfAnUnknownServiceIsNotFound(string service) =>
         AssertNumbers([], Status.NotFound, await CallAsync(HealthCheck, Grpc.Message(Grpc.Field(1, service))));
 
-    [Theory]
-    [MemberData(nameof(Services))]
+    [Theory, MemberData(nameof(Services))]
     public Task HealthWatchKnowsEachService(string service) => WatchesAsync(service, Serving);
 
     [Fact]
@@ -672,9 +559,7 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
 
     static string Text(byte[] message, int field) => Encoding.UTF8.GetString(Grpc.Fields(message).Single(one => one.Number == field).Bytes);
 
-    [Theory]
-    [InlineData("v1")]
-    [InlineData("v1alpha")]
+    [Theory, Rows("v1", "v1alpha")]
     public async Task ReflectionListsTheServices(string version)
     {
         var answer = Assert.Single(await ReflectAsync(version, Grpc.Field(ListServices, "*"u8.ToArray())));
@@ -682,20 +567,17 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         Assert.Equal(Services.Select(row => row.Data).Where(name => name != "").Order(), Grpc.Fields(answer.Bytes).Select(field => Text(field.Bytes, 1)).Order());
     }
 
-    [Theory]
-    [InlineData("streaming.proto", "streaming.proto")]
-    [InlineData("greet.proto", "greet.proto")]
-    [InlineData("calculator.proto", "calculator.proto")]
-    [InlineData("health.proto", "health.proto")]
-    [InlineData("grpc/reflection/v1/reflection.proto", "grpc/reflection/v1/reflection.proto")]
-    [InlineData("grpc/reflection/v1alpha/reflection.proto", "grpc/reflection/v1alpha/reflection.proto")]
-    [InlineData("streaming.GreetService", "streaming.proto", FileContainingSymbol)]
-    [InlineData("streaming.GreetService.GreetEveryone", "streaming.proto", FileContainingSymbol)]
-    [InlineData("streaming.FindMaximumRequest", "streaming.proto", FileContainingSymbol)]
-    [InlineData("calculator.CalculatorService", "calculator.proto", FileContainingSymbol)]
-    [InlineData("grpc.health.v1.Health.Watch", "health.proto", FileContainingSymbol)]
-    [InlineData("grpc.health.v1.HealthCheckResponse.ServingStatus", "health.proto", FileContainingSymbol)]
-    [InlineData("grpc.reflection.v1alpha.ServerReflection", "grpc/reflection/v1alpha/reflection.proto", FileContainingSymbol)]
+    [Theory, InlineData("streaming.proto", "streaming.proto"), InlineData("greet.proto", "greet.proto"),
+        InlineData("calculator.proto", "calculator.proto"), InlineData("health.proto", "health.proto"),
+        InlineData("grpc/reflection/v1/reflection.proto", "grpc/reflection/v1/reflection.proto"),
+        InlineData("grpc/reflection/v1alpha/reflection.proto", "grpc/reflection/v1alpha/reflection.proto"),
+        InlineData("streaming.GreetService", "streaming.proto", FileContainingSymbol),
+        InlineData("streaming.GreetService.GreetEveryone", "streaming.proto", FileContainingSymbol),
+        InlineData("streaming.FindMaximumRequest", "streaming.proto", FileContainingSymbol),
+        InlineData("calculator.CalculatorService", "calculator.proto", FileContainingSymbol),
+        InlineData("grpc.health.v1.Health.Watch", "health.proto", FileContainingSymbol),
+        InlineData("grpc.health.v1.HealthCheckResponse.ServingStatus", "health.proto", FileContainingSymbol),
+        InlineData("grpc.reflection.v1alpha.ServerReflection", "grpc/reflection/v1alpha/reflection.proto", FileContainingSymbol)]
     public async Task ReflectionGivesTheFile(string asked, string file, int by = FileByFilename)
     {
         foreach (var version in new[] { "v1", "v1alpha" })
@@ -706,9 +588,7 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         }
     }
 
-    [Theory]
-    [InlineData("v1")]
-    [InlineData("v1alpha")]
+    [Theory, Rows("v1", "v1alpha")]
     public async Task WhatReflectionDoesNotFindIsAnsweredInBand(string version)
     {
         var answers = await ReflectAsync(version,
