@@ -73,15 +73,6 @@ public class WireClient
         Assert.StartsWith("grpc-dotnet/", agent);
     }
 
-    [Theory, Rows("no colon", ": no name", ":path: /x", "sp ace: x", "naïve: x", "a/b: x", "grpc-timeout: 1S", "grpc-anything: x", "te: x",
-        "content-type: text/plain", "User-Agent: x", "host: x", "connection: close", "x: naïve", "x: a\nb", "x-bin: not base64", "x-bin: AAAAA")]
-    public async Task AHeaderThatCannotBeMetadataIsRefused(string header)
-    {
-        var result = await Tool.RunAsync("", "max", "-H", header);
-        Assert.Equal((2, ""), (result.ExitCode, result.Output));
-        Assert.Equal(1, result.Error.Count(c => c == '\n'));
-    }
-
     [Theory, Rows("99.5", "3600", "4000000")]
     public async Task TheDeadlineIsSent(string seconds)
     {
