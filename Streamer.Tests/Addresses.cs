@@ -122,11 +122,6 @@ public class Addresses(SharedServer server) : IClassFixture<SharedServer>
     }
 
     [Fact]
-    public async Task AnswersOfAnotherTypeAreNoAnswers() => Assert.Equal(
-        new(0, "", "streamer: answers of greet.GreetService/GreetEveryone are of another type, and are not printed\n"),
-        await Tool.RunAsync("1 2 3", "max", "--address", server.Address, "--method", "greet.GreetService/GreetEveryone"));
-
-    [Fact]
     public async Task AServerThatGivesUpIsNamed()
     {
         await using var own = await RunningServer.StartAsync();

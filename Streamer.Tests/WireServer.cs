@@ -5,8 +5,6 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
 {
     const string HealthCheck = "/grpc.health.v1.Health/Check", HealthWatch = "/grpc.health.v1.Health/Watch";
 
-    static readonly byte[] malformed = [0x08];
-
     /// <summary>A call with a whole body; afterwards the connection must still be good for another one.</summary>
     async Task<Response> CallAsync(string path, byte[] body, params (string Name, string? Value)[] fields)
     {
@@ -88,16 +86,16 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         Assert.Empty(response.Messages);
     }
 
-    [Theory, Rows(Grpc.FindMaximum, "/calculator.CalculatorService/FindMaximum")]
-    public async Task FindMaximumHasTwoNames(string path) =>
-        AssertNumbers([-3, 0, 5, long.MaxValue], Status.Ok, await CallAsync(path, Grpc.Numbers(-3, -4, 0, 0, 5, 2, long.MaxValue, long.MinValue)));
+    [Theory, Rows("streaming", "calculator")]
+    public async Task FindMaximumHasTwoNames(string package) => AssertNumbers([-3, 0, 5, long.MaxValue], Status.Ok,
+        await CallAsync($"/{package}.CalculatorService/FindMaximum", Grpc.Numbers(-3, -4, 0, 0, 5, 2, long.MaxValue, long.MinValue)));
 
-    [Theory, Rows(Grpc.GreetEveryone, "/greet.GreetService/GreetEveryone")]
-    public async Task GreetEveryoneHasTwoNames(string path)
+    [Theory, Rows("streaming", "greet")]
+    public async Task GreetEveryoneHasTwoNames(string package)
     {
-        var response = await CallAsync(path, [.. Grpc.Name("Ada"), .. Grpc.Name("Ada", "Lovelace")]);
+        var response = await CallAsync($"/{package}.GreetService/GreetEveryone", [.. Grpc.Name("Ada"), .. Grpc.Name("Ada", "Lovelace"), .. Grpc.Message([]), .. Grpc.Name("", "Lovelace")]);
         AssertStatus(Status.Ok, response);
-        Assert.Equal(["Hello Ada!", "Hello Ada Lovelace!"], Grpc.ToGreetings(response.Messages));
+        Assert.Equal(["Hello Ada!", "Hello Ada Lovelace!", "Hello !", "Hello  Lovelace!"], Grpc.ToGreetings(response.Messages));
     }
 
     [Theory, Rows(Grpc.FindMaximum, Grpc.GreetEveryone, "/calculator.CalculatorService/FindMaximum", "/greet.GreetService/GreetEveryone")]
@@ -136,28 +134,6 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         }
     }
 
-    [Theory, Rows(1, 2, 3, 5, 6, 7, 1000)]
-    public async Task MessagesMayBeSplitOverDataFramesInAnyWay(int size)
-    {
-        await using var peer = await Http2Peer.ConnectAsync(server.Port);
-        var id = await peer.RequestAsync(Grpc.FindMaximum, []);
-        long[] numbers = [.. Enumerable.Range(1, 300).Select(i => (long)i * i * i * i)];
-        foreach (var chunk in Grpc.Numbers(numbers).Chunk(size))
-            await peer.SendAsync(Frame.Data(id, chunk), Frame.Data(id, []));
-        await peer.SendAsync(Frame.Data(id, [], end: true));
-        AssertNumbers(numbers, Status.Ok, await peer.ReadResponseAsync(id));
-    }
-
-    [Fact]
-    public async Task ManyMessagesMayComeInOneFrame()
-    {
-        await using var peer = await Http2Peer.ConnectAsync(server.Port);
-        var id = await peer.RequestAsync(Grpc.FindMaximum, []);
-        long[] numbers = [.. Enumerable.Range(1, 2000).Select(i => (long)i)];
-        await peer.SendAsync(Frame.Data(id, Grpc.Numbers(numbers), end: true));
-        AssertNumbers(numbers, Status.Ok, await peer.ReadResponseAsync(id));
-    }
-
     [Fact]
     public async Task FramesMayBePadded()
     {
@@ -176,58 +152,6 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         AssertNumbers([1], Status.Ok, await peer.ReadResponseAsync(id));
     }
 
-    [Fact]
-    public async Task AnEmptyMessageIsTheNumberZero() =>
-        AssertNumbers([-5, 0, 1], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Numbers(-5, 0, 0, 1)));
-
-    [Fact]
-    public async Task AnEmptyMessageIsAnEmptyName()
-    {
-        var response = await CallAsync(Grpc.GreetEveryone, [.. Grpc.Message([]), .. Grpc.Name(""), .. Grpc.Name("", "Lovelace")]);
-        AssertStatus(Status.Ok, response);
-        Assert.Equal(["Hello !", "Hello !", "Hello  Lovelace!"], Grpc.ToGreetings(response.Messages));
-    }
-
-    [Fact]
-    public async Task UnknownFieldsAreSkipped()
-    {
-        byte[] unknown = [.. Grpc.Field(2, 99), .. Grpc.Field(3, "text"), .. Grpc.Field(1000, 1), 0x21, .. new byte[8], 0x25, .. new byte[4], 0x2b, 0x2c];
-        AssertNumbers([6], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Message([.. unknown, .. Grpc.Field(1, 6), .. unknown])));
-    }
-
-    [Fact]
-    public async Task TheLastOfARepeatedFieldCounts() =>
-        AssertNumbers([2], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Message([.. Grpc.Field(1, 9), .. Grpc.Field(1, 2)])));
-
-    public static TheoryData<string, byte[]> MalformedMessages => new()
-    {
-        { "a key without a value", malformed },
-        { "a varint that never ends", [0x08, .. Enumerable.Repeat((byte)0xff, 20)] },
-        { "field number 0", [0x00, 0x01] },
-        { "wire type 7", [0x0f] },
-        { "a length beyond the message", [0x12, 0x7f, 0x01] },
-        { "a negative length", [0x12, 0xff, 0xff, 0xff, 0xff, 0x0f] },
-        { "a group that is not closed", [0x2b] },
-        { "a group's end without its start", [0x2c] },
-        { "groups nested too deep", [.. Enumerable.Repeat((byte)0x2b, 10_000)] },
-    };
-
-    [Theory, MemberData(nameof(MalformedMessages))]
-    public async Task AMalformedMessageIsInternal(string what, byte[] message)
-    {
-        Assert.NotEmpty(what);
-        AssertNumbers([1, 2, 3], Status.Internal, await CallAsync(Grpc.FindMaximum, [.. Grpc.Numbers(1, 2, 3), .. Grpc.Message(message)]));
-        AssertStatus(Status.Internal, await CallAsync(Grpc.GreetEveryone, Grpc.Message(message)));
-    }
-
-    [Theory, Rows(2, 128, 255)]
-    public async Task AReservedFlagByteIsInternal(byte flag) =>
-        AssertNumbers([1, 2, 3], Status.Internal, await CallAsync(Grpc.FindMaximum, [.. Grpc.Numbers(1, 2, 3), .. Grpc.Message(Grpc.Field(1, 4), flag)]));
-
-    [Theory, Rows(1, 4, 5, 6)]
-    public async Task AHalfCloseInsideAMessageIsInternal(int length) =>
-        AssertNumbers([1, 2, 3], Status.Internal, await CallAsync(Grpc.FindMaximum, [.. Grpc.Numbers(1, 2, 3), .. Grpc.Numbers(4)[..length]]));
-
     [Theory, Rows(Grpc.MaxMessage + 1, int.MaxValue, uint.MaxValue)]
     public async Task ALengthOverTheLimitIsResourceExhaustedFromTheFiveBytesAlone(long length)
     {
@@ -236,28 +160,6 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         await peer.SendAsync(Frame.Data(id, [.. Grpc.Numbers(1, 2, 3), .. Grpc.Prefix(length)]));
         AssertNumbers([1, 2, 3], Status.ResourceExhausted, await peer.ReadResponseAsync(id));
         await WorksAsync(peer);
-    }
-
-    // A name in a message of exactly so many bytes.
-    static byte[] NameOfSize(int size) => Grpc.Field(1, Grpc.Field(1, new string('x', size - 10)));
-
-    [Fact]
-    public async Task AMessageOfExactly4MiBIsAccepted()
-    {
-        var name = NameOfSize(Grpc.MaxMessage);
-        Assert.Equal(Grpc.MaxMessage, name.Length);
-        var response = await CallAsync(Grpc.GreetEveryone, Grpc.Message(name));
-        AssertStatus(Status.Ok, response);
-        Assert.Equal(["Hello " + new string('x', Grpc.MaxMessage - 10) + "!"], Grpc.ToGreetings(response.Messages));
-    }
-
-    [Theory, InlineData(new byte[] { 0xff }), InlineData(new byte[] { 0xc3 }), InlineData(new byte[] { 0xc0, 0x80 }),
-        InlineData(new byte[] { 0xed, 0xa0, 0x80 }), InlineData(new byte[] { 0x41, 0xf8, 0x88, 0x80, 0x80, 0x80 })]
-    public async Task InvalidUtf8InANameIsAnError(byte[] name)
-    {
-        var response = await CallAsync(Grpc.GreetEveryone, [.. Grpc.Name("Ada"), .. Grpc.Message(Grpc.Field(1, Grpc.Field(1, name)))]);
-        AssertStatus(response.Status == Status.InvalidArgument ? Status.InvalidArgument : Status.Internal, response);
-        Assert.Equal(["Hello Ada!"], Grpc.ToGreetings(response.Messages));
     }
 
     // Compression
@@ -272,45 +174,10 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
     }
 
     [Fact]
-    public async Task DeflateIsUnderstoodAsWell() =>
+    public async Task DeflateAndIdentityAreUnderstoodAsWell()
+    {
         AssertNumbers([5, 6], Status.Ok, await CallAsync(Grpc.FindMaximum, [.. Grpc.Message(Grpc.Deflate(Grpc.Field(1, 5)), flag: 1), .. Grpc.Numbers(6)], ("grpc-encoding", "deflate")));
-
-    [Theory, Rows("identity", "gzip")]
-    public async Task AnUncompressedMessageNeedsNoEncoding(string encoding) =>
-        AssertNumbers([5], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Numbers(5), ("grpc-encoding", encoding)));
-
-    [Theory, InlineData(0, Status.Ok), InlineData(1, Status.ResourceExhausted), InlineData(300_000_000, Status.ResourceExhausted)]
-    public async Task TheSizeLimitIsThatOfTheDecompressedBytes(int over, Status status)
-    {
-        var bytes = over < 2 ? NameOfSize(Grpc.MaxMessage + over) : new byte[over];
-        var response = await CallAsync(Grpc.GreetEveryone, [.. Grpc.Name("Ada"), .. Grpc.Message(Grpc.Gzip(bytes), flag: 1)], ("grpc-encoding", "gzip"));
-        AssertStatus(status, response);
-        Assert.Equal("Hello Ada!", Grpc.ToGreetings(response.Messages)[0]);
-    }
-
-    public static TheoryData<string, byte[]> BadGzip
-    {
-        get
-        {
-            var good = Grpc.Gzip(Grpc.Field(1, 5));
-            return new()
-            {
-                { "not gzip", Grpc.Field(1, 5) },
-                { "cut off in the header", good[..4] },
-                { "cut off in the data", good[..^9] },
-                { "cut off in the checksum", good[..^5] },
-                { "a wrong checksum", [.. good[..^8], (byte)(good[^8] ^ 1), .. good[^7..]] },
-                { "a wrong length", [.. good[..^1], (byte)(good[^1] ^ 1)] },
-                { "a reserved block type", [.. good[..10], 0x07, .. good[11..]] },
-            };
-        }
-    }
-
-    [Theory, MemberData(nameof(BadGzip))]
-    public async Task BadGzipIsInternal(string what, byte[] message)
-    {
-        Assert.NotEmpty(what);
-        AssertNumbers([1], Status.Internal, await CallAsync(Grpc.FindMaximum, [.. Grpc.Numbers(1), .. Grpc.Message(message, flag: 1)], ("grpc-encoding", "gzip")));
+        AssertNumbers([5], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Numbers(5), ("grpc-encoding", "identity")));
     }
 
     [Theory, Rows("snappy", "GZIP ", "gzip, gzip")]
@@ -390,7 +257,7 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
             5 => [Frame.Data(id, Grpc.Name("Ada"))],
             6 => [Frame.Data(id, Grpc.Numbers(1, 2, 3)), Frame.Data(id, [0])],
             7 => [Frame.Data(id, Grpc.Name("Ada"), end: true)],
-            _ => [Frame.Data(id, Grpc.Message(malformed))],
+            _ => [Frame.Data(id, Grpc.Message([0x08]))],
         },
     ];
 
@@ -432,8 +299,6 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
     public async Task ConnectionsThatEndAtAnyPointLeaveNothingBehind()
     {
         await using var own = await RunningServer.StartAsync();
-        await EndConnectionsAsync(200);
-        var before = own.Process.Memory;
         await EndConnectionsAsync(1500);
         Assert.InRange(own.Process.PeakMemory, 1, RunningServer.MemoryLimit);
 
@@ -485,29 +350,23 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         await WorksAsync();
     }
 
-    // Health checking
-
-    public static readonly TheoryData<string> Services =
-    [
-        "", "streaming.GreetService", "streaming.CalculatorService", "greet.GreetService", "calculator.CalculatorService",
-        "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection",
-    ];
+    // Health checking and reflection: they tell of the services by the names that streaming.proto gives them
 
     const long Serving = 1, ServiceUnknown = 3;
 
-    [Theory, MemberData(nameof(Services))]
-    public async Task HealthCheckKnowsEachService(string service) =>
+    [Theory, Rows("", "streaming.GreetService", "streaming.CalculatorService")]
+    public async Task HealthKnowsEachService(string service)
+    {
         AssertNumbers([Serving], Status.Ok, await CallAsync(HealthCheck, Grpc.Message(Grpc.Field(1, service))));
+        await WatchesAsync(service, Serving);
+    }
 
-    [Theory, Rows("streaming.Nothing", "streaming", "/")]
-    public async Task HealthCheckOfAnUnknownServiceIsNotFound(string service) =>
+    [Theory, Rows("streaming.Nothing", "streaming", "/", "greet.GreetService", "calculator.CalculatorService")]
+    public async Task HealthKnowsNoOther(string service)
+    {
         AssertNumbers([], Status.NotFound, await CallAsync(HealthCheck, Grpc.Message(Grpc.Field(1, service))));
-
-    [Theory, MemberData(nameof(Services))]
-    public Task HealthWatchKnowsEachService(string service) => WatchesAsync(service, Serving);
-
-    [Fact]
-    public Task HealthWatchOfAnUnknownServiceIsServiceUnknown() => WatchesAsync("streaming.Nothing", ServiceUnknown);
+        await WatchesAsync(service, ServiceUnknown);
+    }
 
     async Task WatchesAsync(string service, long status)
     {
@@ -544,8 +403,6 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         }
     }
 
-    // Reflection
-
     const int FileByFilename = 3, FileContainingSymbol = 4, ListServices = 7;
     const int FileDescriptorResponse = 4, ListServicesResponse = 6, ErrorResponse = 7;
 
@@ -564,37 +421,26 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
     {
         var answer = Assert.Single(await ReflectAsync(version, Grpc.Field(ListServices, "*"u8.ToArray())));
         Assert.Equal(ListServicesResponse, answer.Number);
-        Assert.Equal(Services.Select(row => row.Data).Where(name => name != "").Order(), Grpc.Fields(answer.Bytes).Select(field => Text(field.Bytes, 1)).Order());
+        Assert.Equal(["streaming.CalculatorService", "streaming.GreetService"], Grpc.Fields(answer.Bytes).Select(field => Text(field.Bytes, 1)).Where(name => !name.StartsWith("grpc.")).Order());
     }
 
-    [Theory, InlineData("streaming.proto", "streaming.proto"), InlineData("greet.proto", "greet.proto"),
-        InlineData("calculator.proto", "calculator.proto"), InlineData("health.proto", "health.proto"),
-        InlineData("grpc/reflection/v1/reflection.proto", "grpc/reflection/v1/reflection.proto"),
-        InlineData("grpc/reflection/v1alpha/reflection.proto", "grpc/reflection/v1alpha/reflection.proto"),
-        InlineData("streaming.GreetService", "streaming.proto", FileContainingSymbol),
-        InlineData("streaming.GreetService.GreetEveryone", "streaming.proto", FileContainingSymbol),
-        InlineData("streaming.FindMaximumRequest", "streaming.proto", FileContainingSymbol),
-        InlineData("calculator.CalculatorService", "calculator.proto", FileContainingSymbol),
-        InlineData("grpc.health.v1.Health.Watch", "health.proto", FileContainingSymbol),
-        InlineData("grpc.health.v1.HealthCheckResponse.ServingStatus", "health.proto", FileContainingSymbol),
-        InlineData("grpc.reflection.v1alpha.ServerReflection", "grpc/reflection/v1alpha/reflection.proto", FileContainingSymbol)]
-    public async Task ReflectionGivesTheFile(string asked, string file, int by = FileByFilename)
+    [Theory, Rows("v1", "v1alpha")]
+    public async Task ReflectionGivesTheFile(string version)
     {
-        foreach (var version in new[] { "v1", "v1alpha" })
+        byte[][] asked = [Grpc.Field(FileByFilename, "streaming.proto"), .. from symbol in (string[])["GreetService", "GreetService.GreetEveryone", "FindMaximumRequest"] select Grpc.Field(FileContainingSymbol, $"streaming.{symbol}")];
+        Assert.All(await ReflectAsync(version, asked), answer =>
         {
-            var answer = Assert.Single(await ReflectAsync(version, Grpc.Field(by, asked)));
             Assert.Equal(FileDescriptorResponse, answer.Number);
-            Assert.Equal(file, Text(Grpc.Fields(answer.Bytes)[0].Bytes, 1));
-        }
+            Assert.Equal("streaming.proto", Text(Grpc.Fields(answer.Bytes)[0].Bytes, 1));
+        });
     }
 
     [Theory, Rows("v1", "v1alpha")]
     public async Task WhatReflectionDoesNotFindIsAnsweredInBand(string version)
     {
-        var answers = await ReflectAsync(version,
-            Grpc.Field(FileByFilename, "nothing.proto"), Grpc.Field(FileContainingSymbol, "streaming.Nothing"),
-            Grpc.Field(FileContainingSymbol, "streaming.GreetService.Nothing"), Grpc.Field(FileContainingSymbol, "streaming"),
-            Grpc.Field(FileByFilename, "streaming.proto"));
+        var answers = await ReflectAsync(version, [Grpc.Field(FileByFilename, "nothing.proto"),
+            .. from symbol in (string[])["streaming.Nothing", "streaming.GreetService.Nothing", "streaming", "greet.GreetService", "calculator.CalculatorService"] select Grpc.Field(FileContainingSymbol, symbol),
+            Grpc.Field(FileByFilename, "streaming.proto")]);
         Assert.All(answers[..^1], answer =>
         {
             Assert.Equal(ErrorResponse, answer.Number);
