@@ -43,7 +43,7 @@ public class Addresses(SharedServer server) : IClassFixture<SharedServer>
     public async Task OfServersThatStartAtOnceOneServes()
     {
         using var port = new FreePort();
-        await using var servers = new Group(Enumerable.Range(0, 3).Select(_ => Running.Start("serve", "--listen", port.Address)));
+        await using var servers = new Group<Running>(Enumerable.Range(0, 3).Select(_ => Running.Start("serve", "--listen", port.Address)));
         var ends = servers.Select(server => server.EndAsync()).ToList();
         for (var i = 0; i < 2; i++)
         {

@@ -297,15 +297,6 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
         Assert.StartsWith("streamer: DEADLINE_EXCEEDED: the deadline has passed", end.Error);
     }
 
-    [Theory, InlineData("INT", 130), InlineData("TERM", 143)]
-    public async Task ASignalEndsAClient(string signal, int exitCode)
-    {
-        await using var client = Running.Start("max", "--address", server.Address);
-        await client.TurnAsync("1", "1");
-        client.Signal(signal);
-        Assert.Equal(new(exitCode, "", ""), await client.EndAsync());
-    }
-
     [Theory, InlineData("http://127.0.0.1:0", "127.0.0.1"), InlineData("http://localhost:0", "127.0.0.1", "[::1]")]
     public async Task ServePrintsALineForEachEndpoint(string url, params string[] hosts)
     {

@@ -128,7 +128,7 @@ public class Proxies
     public async Task DrainEndsCalls(string name)
     {
         await using var site = await Site.StartAsync(name, drain: 1);
-        await using var clients = new Group(Enumerable.Range(0, 6).Select(_ => Running.Start("greet", "--address", site.Address)));
+        await using var clients = new Group<Running>(Enumerable.Range(0, 6).Select(_ => Running.Start("greet", "--address", site.Address)));
         foreach (var client in clients)
             await client.TurnAsync("Ada", "Hello Ada!");
         site.Servers[0].Process.Signal("TERM");
@@ -249,6 +249,30 @@ sealed class Site : IAsyncDisposable
         }
     }
 
+    /// <summary>Calls like anybody else.</summary>
+    internal static async Task CallAsync(int port)
+    {
+        await using var peer = await Http2Peer.ConnectAsync(port);
+        Assert.True(await IsServedAsync(peer));
+    }
+
+    /// <summary>Whether a connection is there and serves a call; where not, it was closed before one.</summary>
+    internal static async Task<bool> IsServedAsync(Http2Peer peer)
+    {
+        try
+        {
+            var id = await peer.RequestAsync(Grpc.FindMaximum, []);
+            await peer.SendAsync(Frame.Data(id, Grpc.Numbers(1, 5, 3), end: true));
+            var response = await peer.ReadResponseAsync(id);
+            Assert.True(response is { Status: null, Ended: false } || response.Status == Status.Ok && Grpc.ToNumbers(response.Messages) is [1, 5], $"{response}");
+            return response.Ended;
+        }
+        catch (IOException)
+        {
+            return false;
+        }
+    }
+
     async Task ReadLogAsync()
     {
         while (await proxy.Output.ReadLineAsync() is { } line)
@@ -269,13 +293,13 @@ sealed class Site : IAsyncDisposable
     }
 }
 
-/// <summary>Processes that end together.</summary>
-sealed class Group(IEnumerable<Running> processes) : List<Running>(processes), IAsyncDisposable
+/// <summary>What ends together.</summary>
+sealed class Group<T>(IEnumerable<T> items) : List<T>(items), IAsyncDisposable where T : IAsyncDisposable
 {
     public async ValueTask DisposeAsync()
     {
-        foreach (var process in this)
-            await process.DisposeAsync();
+        foreach (var item in this)
+            await item.DisposeAsync();
     }
 }
 

@@ -209,6 +209,19 @@ sealed class Running : IAsyncDisposable
         }
     }
 
+    /// <summary>Writes a number a line until nobody reads them any more.</summary>
+    public async Task FeedNumbersAsync(int first)
+    {
+        try
+        {
+            for (var i = first; ; i++)
+                await Input.WriteAsync($"{i}\n");
+        }
+        catch (Exception e) when (e is IOException or ObjectDisposedException)
+        {
+        }
+    }
+
     /// <summary>Sends a signal by its name.</summary>
     public void Signal(string name) => Signal(Id, name);
 

@@ -100,25 +100,6 @@ public sealed class Verbose(SharedServer server) : IClassFixture<SharedServer>
     }
 
     [Fact]
-    public async Task ASignalResetsTheStream()
-    {
-        var reset = new TaskCompletionSource<Frame?>();
-        await using var fake = new FakeServer(async peer =>
-        {
-            var (stream, _) = await peer.ReadRequestAsync();
-            await peer.ReadAsync();
-            await peer.SendAsync(Frame.Headers(stream, headers), Frame.Data(stream, Grpc.Numbers(7)));
-            reset.SetResult(await peer.ReadAsync());
-        });
-        await using var client = Running.Start("max", "--address", fake.Address);
-        await client.TurnAsync("5", "7");
-        client.Signal("INT");
-        Assert.Equal(new(130, "", ""), await client.EndAsync());
-        var last = await reset.Task.WaitAsync(Tool.Patience);
-        Assert.Equal((FrameType.RstStream, ErrorCode.Cancel), (last?.Type, last?.ErrorCode));
-    }
-
-    [Fact]
     public async Task RetriesAreShown()
     {
         await using var client = Running.StartInBash("exec \"$@\" 2>&1", "max", "--address", "http://127.0.0.1:1", "-v", "--wait-for-ready");
