@@ -14,6 +14,13 @@ sealed class FakeServer : IAsyncDisposable
         Serving = ServeAsync(serve, silent);
     }
 
+    /// <summary>One that answers at once, and ends the stream with OK, whatever the client still has to say.</summary>
+    public static FakeServer AnswerOnce(byte[] answer) => new(async peer =>
+    {
+        var (stream, _) = await peer.ReadRequestAsync();
+        await peer.SendAsync([Frame.Headers(stream, [(":status", "200"), ("content-type", "application/grpc")]), Frame.Data(stream, answer), Frame.Headers(stream, [("grpc-status", "0")], end: true), Frame.RstStream(stream, ErrorCode.NoError)]);
+    });
+
     public string Address { get; }
 
     /// <summary>Ends with what the first connection's script ends with.</summary>
