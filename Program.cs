@@ -18,6 +18,7 @@ using System.Net.Http.Headers;
 using System.Net.Security;
 using System.Net.Sockets;
 using System.Runtime.InteropServices;
+using System.Runtime.Versioning;
 using System.Security.Authentication;
 using System.Security.Cryptography;
 using System.Security.Cryptography.X509Certificates;
@@ -60,8 +61,8 @@ static class Program
             var result = new HelpAction { MaxWidth = 80 }.Invoke(parsed);
             parsed.InvocationConfiguration.Output.WriteLine($"""
                 Example: {Example(parsed.CommandResult.Command)}
-                Exit codes: 0 OK; 1 bad input or output; 2 bad command line; 64 + N when a call
-                ends with gRPC status N; 128 + N when signal N ends what would have gone on.
+                Exit codes: 0 OK; 1 bad input or output; 2 bad command line; 3 a bug; 64 + N a
+                call's gRPC status N; 128 + N when signal N ends what would have gone on.
                 """);
             return result;
         }
@@ -80,6 +81,13 @@ static class Program
 
     static async Task<int> Main(string[] args)
     {
+        AppDomain.CurrentDomain.ProcessExit += (_, _) => Stdio.Settle();
+        AppDomain.CurrentDomain.UnhandledException += (_, unforeseen) =>
+        {
+            var e = ((Exception)unforeseen.ExceptionObject).GetBaseException();
+            Tell($"this is a fault of streamer's own, please report it: {e.GetType()}: {e.Message}");
+            Environment.Exit(3);
+        };
         var root = new RootCommand("gRPC bidirectional streaming from the command line.")
         {
             ServeCommand(),
@@ -109,7 +117,7 @@ static class Program
                 Stdio.Output.Write(Encoding.UTF8.GetBytes(text));
                 await Stdio.FlushAsync();
             }
-            return exitCode;
+            return exitCode > 128 ? Signals.EndBy(exitCode) : exitCode;
         }
         catch (Problem e)
         {
@@ -124,24 +132,26 @@ static class Program
         }
     }
 
-    // What is wrong with a command line, where to put it right, and where there is more to read.
+    // What is wrong with a command line, where to put it right, and where there is more to read. An argument may be a password
+    // that a space or a missing option has brought to the wrong place: only the names of options and commands are repeated.
     static string? Fault(ParseResult parsed)
     {
         var (command, root) = (parsed.CommandResult.Command, parsed.RootCommandResult.Command);
         var directive = parsed.Tokens.FirstOrDefault(token => token.Type == TokenType.Directive);
         var stray = directive?.Value ?? parsed.UnmatchedTokens.FirstOrDefault();
-        var name = stray?.Split('=')[0];
+        var name = stray?.Split('=', ':')[0];
         // Without a command the first error says just that, and the second, if any, why.
         var fault = parsed.Errors.Skip(command == root ? 1 : 0).Concat(parsed.Errors).FirstOrDefault()?.Message;
         if (stray is null && fault is null)
             return null;
         var commands = command == root ? root.Subcommands : [command];
         if (commands.FirstOrDefault(one => one.Options.Any(option => option.Name == name || option.Aliases.Contains(name!))) is { } owner)
-            return $"{stray} goes behind the command, as in: streamer {owner.Name} {stray} ...";
+            return $"{name} goes behind the command, as in: streamer {owner.Name} {name} ...";
         if (command.Name is "max" or "greet" && stray is [not ('-' or '['), ..] or ['-', >= '0' and <= '9', ..])
-            return $"{command.Name} takes its input from stdin, not \"{stray}\" from the command line, as in: {Example(command)}";
-        var help = command == root ? "streamer --help" : $"streamer {command.Name} --help";
-        return $"{fault ?? $"Unrecognized command or argument '{stray}'."}{Suggestion()} (see {help})";
+            return $"{command.Name} takes its input from stdin, not from the command line, as in: {Example(command)}";
+        if (stray is not null)
+            fault = command != root && stray is [not ('-' or '['), ..] ? $"{command.Name} takes only options." : $"Unrecognized command or argument '{name}'.";
+        return $"{fault}{Suggestion()} (see {(command == root ? "streamer" : $"streamer {command.Name}")} --help)";
 
         string Suggestion()
         {
@@ -175,7 +185,7 @@ static class Program
         command.SetAction(async (parsed, _) =>
         {
             var patience = Duration("--drain", 0, parsed.GetValue(drain) ?? "30");
-            var endpoints = Array.ConvertAll(parsed.GetValue(listen) is { Length: > 0 } given ? given : [Endpoint.Default], Endpoint.Parse);
+            var endpoints = Array.ConvertAll(parsed.GetValue(listen) is { Length: > 0 } given ? given : [Endpoint.Default], url => Endpoint.Parse("--listen", url));
             var tls = Tls.ForServer(parsed.GetValue(cert), parsed.GetValue(key), parsed.GetValue(clientCa));
             var secure = Array.Find(endpoints, endpoint => endpoint.Url.Scheme == "https");
             if (secure is null && tls is not null)
@@ -222,11 +232,12 @@ static class Program
         command.SetAction((parsed, _) =>
         {
             var variable = Environment.GetEnvironmentVariable("STREAMER_ADDRESS");
-            var asked = parsed.GetValue(address) ?? (variable is "" ? null : variable);
+            var (source, asked) = parsed.GetValue(address) is { } given ? ("--address", given) : ("STREAMER_ADDRESS", variable is "" ? null : variable);
+            var metadata = ParseMetadata(parsed.GetValue(header) ?? []);
             var settings = new CallSettings(
-                Endpoint.Parse(asked ?? Endpoint.Default),
+                Endpoint.Parse(source, asked ?? Endpoint.Default),
                 ParseMethod(parsed.GetValue(method) ?? rpcs[0]),
-                ParseMetadata(parsed.GetValue(header) ?? []),
+                metadata,
                 Deadline: parsed.GetValue(deadline) is { } text ? Duration("--deadline", 0.001, text) : null,
                 WaitForReady: parsed.GetValue(wait),
                 ReadsInput: !isPing,
@@ -234,7 +245,7 @@ static class Program
                 Trust: Tls.Trust(parsed.GetValue(caCert)),
                 Certificate: Tls.OwnCertificate(parsed.GetValue(cert), parsed.GetValue(key)),
                 Insecure: parsed.GetValue(insecure));
-            return run(new Client(settings, new Trace(parsed.GetValue(verbose), parsed.GetValue(stats))), parsed);
+            return run(new Client(settings, new Trace(metadata, parsed.GetValue(verbose), parsed.GetValue(stats))), parsed);
         });
         return command;
     }
@@ -248,17 +259,17 @@ static class Program
         var number = text.TrimEnd('h', 'm', 's');
         var unit = text[number.Length..] switch { "" or "s" => 1, "ms" => 0.001, "m" => 60, "h" => 3600, _ => double.NaN };
         return double.TryParse(number, NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture, out var value) && value * unit is var seconds && seconds >= least && seconds <= 4_000_000
-            ? TimeSpan.FromSeconds(seconds) : throw new Problem(2, $"{option} takes seconds from {least} to 4000000, or 500ms, 5s, 1m, 1h, not \"{text}\"");
+            ? TimeSpan.FromSeconds(seconds) : throw new Problem(2, $"{option} takes seconds from {least} to 4000000, or 500ms, 5s, 1m, 1h");
     }
 
     static long Count(string text) =>
-        long.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var count) && count > 0 ? count : throw new Problem(2, $"--count takes a number from 1, not \"{text}\"");
+        long.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var count) && count > 0 ? count : throw new Problem(2, "--count takes a number from 1");
 
     /// <summary>--method's SERVICE/METHOD.</summary>
     /// <exception cref="Problem">It is not two names with a slash between them.</exception>
     static (string Service, string Name) ParseMethod(string text) =>
         text.TrimStart('/') is var name && name.All(c => char.IsAsciiLetterOrDigit(c) || c is '.' or '_' or '/') && name.Split('/') is [{ Length: > 0 } service, { Length: > 0 } method]
-            ? (service, method) : throw new Problem(2, $"--method takes SERVICE/METHOD, not \"{text}\"");
+            ? (service, method) : throw new Problem(2, "--method takes SERVICE/METHOD");
 
     /// <summary>-H's "name: value", checked as PROTOCOL-HTTP2 defines Custom-Metadata.</summary>
     /// <exception cref="Problem">A name is invalid or gRPC's own, or a value is not ASCII or not base64.</exception>
@@ -269,7 +280,7 @@ static class Program
         {
             var (name, value) = header.Split(':', 2) is [var before, var after] ? (before.Trim().ToLowerInvariant(), after.Trim()) : ("", "");
             if (name.Length == 0 || !name.All(c => char.IsAsciiLetterLower(c) || char.IsAsciiDigit(c) || c is '-' or '_' or '.'))
-                throw new Problem(2, $"-H takes 'name: value', and a name of letters, digits, '-', '_' and '.', not '{header}'");
+                throw new Problem(2, "-H takes 'name: value', and a name of letters, digits, '-', '_' and '.'");
             // What tells how a call or a connection works (RFC 9113, section 8.2.2), and what gRPC sets.
             if (name.StartsWith("grpc-", StringComparison.Ordinal) || name is "te" or "content-type" or "user-agent" or "host" or "connection" or "proxy-connection"
                 or "keep-alive" or "transfer-encoding" or "content-length" or "upgrade" or "expect" or "trailer")
@@ -311,14 +322,15 @@ sealed record Endpoint(Uri Url, string? UnixPath)
     public Uri Dialled => IPAddress.TryParse(Url.IdnHost, out var ip) && (ip.Equals(IPAddress.Any) || ip.Equals(IPAddress.IPv6Any)) ? new UriBuilder(Url) { Host = "localhost" }.Uri : Url;
 
     /// <summary>Takes http://HOST:PORT, https://HOST:PORT, HOST:PORT, HOST, PORT, :PORT and unix:/PATH.</summary>
+    /// <param name="source">The option or variable that holds the text, which is not repeated: it may hold a password.</param>
     /// <exception cref="Problem">The text is none of these.</exception>
-    public static Endpoint Parse(string text)
+    public static Endpoint Parse(string source, string text)
     {
         if (text.StartsWith("unix:", StringComparison.Ordinal))
-            return UnixSocket(text[5..], text);
+            return UnixSocket(source, text[5..]);
         var hasScheme = text.Contains("://", StringComparison.Ordinal);
         var bare = text.StartsWith(':') ? text[1..] : text;
-        // Uri takes a plain number for a host's address, and knows no host "*": that is any address, for which [::] takes those of IPv4 as well.
+        // Uri takes a plain number for a host's address, and knows no host "*": any address, also of IPv4, is [::] where there is IPv6.
         var url = (hasScheme ? text
             : bare.Length > 0 && bare.All(char.IsAsciiDigit) ? $"http://localhost:{bare}"
             : !text.StartsWith('[') && IPAddress.TryParse(text, out var ip) && ip.AddressFamily == AddressFamily.InterNetworkV6 ? $"http://[{text}]"
@@ -328,13 +340,13 @@ sealed record Endpoint(Uri Url, string? UnixPath)
             && (uri.HostNameType != UriHostNameType.IPv4 || url.Contains(uri.Host)))
             // For http Uri has port 80 whether one was given or not; for a scheme that it does not know, -1 where none was.
             return new(hasScheme || new Uri($"grpc{url[4..]}").Port >= 0 ? uri : new UriBuilder(uri) { Port = new Uri(Default).Port }.Uri, null);
-        throw new Problem(2, $"\"{text}\" is not an address: HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix:/PATH");
+        throw new Problem(2, $"{source} takes HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix:/PATH");
     }
 
-    static Endpoint UnixSocket(string path, string text) =>
-        path.TrimStart('/') is "" || path.EndsWith('/') ? throw new Problem(2, $"\"{text}\" does not name a socket: unix:/PATH")
+    static Endpoint UnixSocket(string source, string path) =>
+        path.TrimStart('/') is "" || path.EndsWith('/') ? throw new Problem(2, $"{source} takes unix:/PATH, with the name of a socket")
         : Path.GetFullPath(path) is var full && Encoding.UTF8.GetByteCount(full) <= MaxUnixPath ? new(new("http://localhost"), full)
-        : throw new Problem(2, $"{text}: a Unix socket's path has at most {MaxUnixPath} bytes");
+        : throw new Problem(2, $"{source} takes unix:/PATH, where a path has at most {MaxUnixPath} bytes");
 
     /// <summary>What is wrong with a Unix socket's path, whether it is to be listened at or called; null where nothing is.</summary>
     public string? PathFault => UnixPath is null ? null
@@ -627,6 +639,9 @@ static class Stdio
     /// <summary>Whether stdout is a terminal.</summary>
     public static bool IsShown { get; } = !Console.IsOutputRedirected;
 
+    /// <summary>Whether the terminal that stderr is belongs to this process's job now, not to one that runs before it.</summary>
+    public static bool IsInForeground => OperatingSystem.IsWindows() || tcgetpgrp(errors) == getpgrp();
+
     /// <summary>What gathers for stdout until it is flushed.</summary>
     public static ArrayBufferWriter<byte> Output { get; } = new(128 * 1024);
 
@@ -652,14 +667,72 @@ static class Stdio
     /// <exception cref="Problem">It cannot be written, which is no problem where the reader of a pipe is gone.</exception>
     public static Task FlushAsync()
     {
+        Settle();
         var error = Write(output, Output.WrittenSpan);
         Output.ResetWrittenCount();
         // EPIPE, ERROR_BROKEN_PIPE and ERROR_NO_DATA.
         return error is null ? Task.CompletedTask : throw new Problem(error.HResult is 32 or unchecked((int)0x8007006D) or unchecked((int)0x800700E8) ? 0 : 1, $"stdout: {error.Message}");
     }
 
-    /// <summary>Tells the user one line on stderr, where that can be written.</summary>
-    public static void Tell(string line, string end = "\n") => Write(errors, Encoding.UTF8.GetBytes(line + end));
+    /// <summary>Tells the user one line on stderr. What finds no room there within a moment is dropped, and all else until there is.</summary>
+    /// <param name="end">Behind a \r the next line takes this one's place.</param>
+    public static void Tell(string line, string end = "\n")
+    {
+        lock (untold)
+        {
+            if (!HasToldBut(64 * 1024))
+                return;
+            var bytes = Encoding.UTF8.GetBytes($"{(isPassing && end != "\r" ? "\r\e[J" : "")}{line}{end}");
+            isPassing = end == "\r";
+            try
+            {
+                teller ??= Task.Factory.StartNew(TellAll, TaskCreationOptions.LongRunning);
+                size += bytes.Length;
+                untold.Add(bytes);
+            }
+            catch (TaskSchedulerException)
+            {
+                // There may be no thread left (ulimit -u).
+                Write(errors, bytes);
+            }
+        }
+    }
+
+    /// <summary>Waits until all is told that has been, but not for a stderr that is full.</summary>
+    public static void Settle()
+    {
+        lock (untold)
+            HasToldBut(0);
+    }
+
+    static bool HasToldBut(int most)
+    {
+        // A busy machine may take longer than a moment.
+        while (size > most)
+            if (!Monitor.Wait(untold, isFull ? 0 : 500) && (isFull = OperatingSystem.IsWindows() || poll([errors, PollOut], 1, 0) == 0))
+                return false;
+        return true;
+    }
+
+    // Only this thread is held up where stderr is full and nobody reads it, or ^S stops it. Whether a write will be, no poll tells.
+    static void TellAll()
+    {
+        foreach (var line in untold.GetConsumingEnumerable())
+        {
+            Write(errors, line);
+            lock (untold)
+            {
+                size -= line.Length;
+                isFull = false;
+                Monitor.PulseAll(untold);
+            }
+        }
+    }
+
+    static readonly BlockingCollection<byte[]> untold = [];
+    static Task? teller;
+    static int size;
+    static bool isFull, isPassing;
 
     static IOException? Write(int descriptor, ReadOnlySpan<byte> bytes)
     {
@@ -695,6 +768,12 @@ static class Stdio
 
     [DllImport("libc")]
     static extern int fcntl(int descriptor, int command);
+
+    [DllImport("libc")]
+    static extern int tcgetpgrp(int descriptor);
+
+    [DllImport("libc")]
+    static extern int getpgrp();
 
     [DllImport("libc", SetLastError = true)]
     static extern nint read(int descriptor, ref byte into, nint count);
@@ -739,7 +818,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
     {
         var http = context.GetHttpContext();
         var method = (Method<TRequest, TResponse>)http.GetEndpoint()!.Metadata.GetMetadata<GrpcMethodMetadata>()!.Method;
-        var reader = new Reader<TRequest>(http.Request.BodyReader, requests, For(method.RequestMarshaller), context.CancellationToken);
+        var reader = new Reader<TRequest>(http.Request.BodyReader, requests, For(method.RequestMarshaller), context.CancellationToken, true);
         var writer = new ServerWriter<TResponse>(http.Response.BodyWriter, () => reader.HasMore, For(method.ResponseMarshaller), context.CancellationToken);
         reader.BeforeWait = writer.FlushAsync;
         try
@@ -764,7 +843,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         Handler.Calling.Value = null;
         return new(
             new ClientWriter<TRequest>(bodies.Request.Task, call.RequestStream, For(context.Method.RequestMarshaller)),
-            new Reader<TResponse>(bodies.Responses, call.ResponseStream, For(context.Method.ResponseMarshaller), context.Options.CancellationToken),
+            new Reader<TResponse>(bodies.Responses, call.ResponseStream, For(context.Method.ResponseMarshaller), context.Options.CancellationToken, false),
             call.ResponseHeadersAsync, call.GetStatus, call.GetTrailers, () =>
             {
                 bodies.End();
@@ -775,7 +854,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
     Marshaller<T> For<T>(Marshaller<T> own) => marshallers.OfType<Marshaller<T>>().FirstOrDefault(own);
 
     /// <summary>Takes messages out of a pipe that the library's stream of the same messages reads as well.</summary>
-    public sealed class Reader<T>(PipeReader pipe, IAsyncStreamReader<T> library, Marshaller<T> marshaller, CancellationToken stop)
+    public sealed class Reader<T>(PipeReader pipe, IAsyncStreamReader<T> library, Marshaller<T> marshaller, CancellationToken stop, bool endIsAll)
         : DeserializationContext, IAsyncStreamReader<T> where T : class
     {
         // What the last read gave, and its front in one piece, of which so much has been taken; the message behind it has this size.
@@ -855,6 +934,8 @@ sealed class Adapter(params object[] marshallers) : Interceptor
                 if (TryTake())
                     return true;
                 Release();
+                if (read.IsCompleted && read.Buffer.IsEmpty && endIsAll)
+                    return false;
                 if (read.IsCanceled)
                     throw new OperationCanceledException(cancel.IsCancellationRequested ? cancel : stop);
             }
@@ -1205,7 +1286,8 @@ sealed class Server : IAsyncDisposable
         await server.StartAsync(endpoints, tls);
         foreach (var endpoint in Stdio.HasOutput ? server.Endpoints : [])
             Stdio.Output.Write(Encoding.UTF8.GetBytes($"listening on {endpoint}\n"));
-        await Stdio.FlushAsync();
+        // A stdout that is full must not keep a signal from ending this.
+        await await Task.WhenAny(Task.Run(Stdio.FlushAsync), first.Task);
         var exitCode = await first.Task;
         var before = server.running;
         if (before > 0)
@@ -1228,7 +1310,7 @@ sealed class Server : IAsyncDisposable
         var builder = WebApplication.CreateEmptyBuilder(new());
         builder.WebHost.UseKestrelCore().ConfigureKestrel(kestrel => Configure(kestrel, tls));
         builder.Services.Configure<SocketTransportOptions>(transport => transport.CreateBoundListenSocket = at => sockets.Single(socket => at.Equals(socket.LocalEndPoint)));
-        builder.Services.AddSingleton(new Rules(this)).AddSingleton(new Adapter(Protobuf.Marshallers)).AddGrpc(grpc =>
+        builder.Services.AddSingleton<Greeter>().AddSingleton<Calculator>().AddSingleton(new Rules(this)).AddSingleton(new Adapter(Protobuf.Marshallers)).AddGrpc(grpc =>
         {
             grpc.Interceptors.Add<Adapter>();
             grpc.Interceptors.Add<Rules>();
@@ -1418,10 +1500,7 @@ sealed class Server : IAsyncDisposable
     {
         var (host, port) = (endpoint.Url.IdnHost, endpoint.Url.Port);
         if (endpoint.UnixPath is { } path)
-        {
-            RemoveStaleSocket(path);
             Bind(endpoint, new UnixDomainSocketEndPoint(path));
-        }
         else if (IPAddress.TryParse(host, out var address))
             Bind(endpoint, new IPEndPoint(address, port));
         else if (host != "localhost")
@@ -1438,6 +1517,8 @@ sealed class Server : IAsyncDisposable
     {
         try
         {
+            if (endpoint.UnixPath is { } path)
+                RemoveStaleSocket(path);
             var socket = SocketTransportOptions.CreateDefaultBoundListenSocket(at);
             sockets.Add(socket);
             if (socket.LocalEndPoint is IPEndPoint real)
@@ -1456,13 +1537,15 @@ sealed class Server : IAsyncDisposable
         {
             // IPv6 is supported, but switched off.
         }
-        catch (SocketException e)
+        catch (Exception e) when (e is SocketException or IOException or UnauthorizedAccessException)
         {
-            var why = e.SocketErrorCode switch
+            var why = (e as SocketException)?.SocketErrorCode switch
             {
-                SocketError.AccessDenied => e.Message,
+                null or SocketError.AccessDenied => e.Message,
                 _ when endpoint.PathFault is { } fault => fault,
                 SocketError.AddressAlreadyInUse => "the address is in use",
+                // What .NET has no name for: EROFS, ENOSPC.
+                SocketError.SocketError when endpoint.UnixPath is not null => "no file can be made there",
                 _ => e.Message,
             };
             throw new Problem(1, $"cannot listen at {endpoint}: {why}");
@@ -1575,6 +1658,36 @@ static class Signals
                 action(exitCode);
             }));
     }
+
+    /// <summary>Calls <paramref name="action"/> before ^Z stops the process, which .NET, once it listens, would leave running.</summary>
+    [UnsupportedOSPlatform("windows")]
+    public static void OnStop(Action action)
+    {
+        registered.Add(PosixSignalRegistration.Create(PosixSignal.SIGTSTP, _ =>
+        {
+            action();
+            Stdio.Settle();
+            registered[^1].Dispose();
+            raise(OperatingSystem.IsMacOS() ? 18 : 20);
+            OnStop(action);
+        }));
+    }
+
+    /// <summary>Ends the process by the signal that an exit code tells of: after any other end a shell would go on with its loop.</summary>
+    /// <returns>The exit code, on Windows and for process 1 of a container, which no signal of its own ends.</returns>
+    public static int EndBy(int exitCode)
+    {
+        Stdio.Settle();
+        if (!OperatingSystem.IsWindows())
+            _ = (signal(exitCode - 128, 0), raise(exitCode - 128));
+        return exitCode;
+    }
+
+    [DllImport("libc")]
+    static extern nint signal(int number, nint handler);
+
+    [DllImport("libc")]
+    static extern int raise(int number);
 }
 
 /// <summary>Certificates, and whom they are trusted from.</summary>
@@ -1598,7 +1711,8 @@ static class Tls
             // A session that is resumed brings the client's certificate without its chain: .NET would refuse it.
             AllowTlsResume = trusted is null,
             CertificateChainPolicy = ChainPolicy(trusted?.Invoke()),
-            RemoteCertificateValidationCallback = trusted is null ? null : (sender, certificate, chain, errors) => Refusal(sender, certificate, chain, errors) is null,
+            RemoteCertificateValidationCallback = trusted is null ? null
+                : (sender, certificate, chain, errors) => Refusal(sender, certificate, chain, errors) is null,
         };
     }
 
@@ -1618,28 +1732,46 @@ static class Tls
         return policy;
     }
 
-    /// <summary>Why a peer is refused; null where it is not. .NET trusts only in roots: here a chain may end at anyone who is named as trusted.</summary>
+    /// <summary>Why a peer is refused; null where it is not. A chain may end at anyone who is named: .NET trusts only roots.</summary>
     public static string? Refusal(object sender, X509Certificate? certificate, X509Chain? chain, SslPolicyErrors errors)
     {
-        X509ChainElement[] elements = [.. chain?.ChainElements ?? Enumerable.Empty<X509ChainElement>()];
-        // By all of its bytes: to .NET certificates are equal that have an issuer's name and a number in common, which anybody may choose.
-        var end = Array.FindIndex(elements, element => chain!.ChainPolicy.CustomTrustStore.Any(trusted => trusted.RawDataMemory.Span.SequenceEqual(element.Certificate.RawDataMemory.Span)));
-        var statuses = end < 0 ? chain?.ChainStatus ?? [] : elements[..(end + 1)].SelectMany(element => element.ChainElementStatus);
-        var faults = statuses.Aggregate(X509ChainStatusFlags.NoError, (all, one) => all | one.Status) & ~(end < 0 ? 0 : X509ChainStatusFlags.PartialChain);
-        return errors == SslPolicyErrors.None || errors == SslPolicyErrors.RemoteCertificateChainErrors && end >= 0 && faults == X509ChainStatusFlags.NoError ? null
-            : errors.HasFlag(SslPolicyErrors.RemoteCertificateNotAvailable) ? "it has none"
-            : errors.HasFlag(SslPolicyErrors.RemoteCertificateNameMismatch) ? $"it is not for {((SslStream)sender).TargetHostName}"
-            : faults.HasFlag(X509ChainStatusFlags.NotTimeValid) ? $"it, or one that vouches for it, has expired or is not valid yet (it is valid until {((X509Certificate2)certificate!).NotAfter:yyyy-MM-dd})"
-            : faults.HasFlag(X509ChainStatusFlags.UntrustedRoot) || faults.HasFlag(X509ChainStatusFlags.PartialChain) ? "no trusted root vouches for it (see --cacert)"
-            : faults.ToString();
+        if (errors == SslPolicyErrors.None)
+            return null;
+        if (certificate is null || chain is null)
+            return "it has none";
+        var below = chain.ChainElements.TakeWhile(element => !IsNamed(element.Certificate)).Count();
+        var isTrusted = below < chain.ChainElements.Count;
+        var judged = chain.ChainElements.Take(below + 1).SelectMany(element => element.ChainElementStatus);
+        var faults = (isTrusted ? judged : chain.ChainStatus).Aggregate(X509ChainStatusFlags.NoError, (all, one) => all | one.Status);
+        return errors.HasFlag(SslPolicyErrors.RemoteCertificateNameMismatch) ? $"it is not for {((SslStream)sender).TargetHostName}"
+            : faults.HasFlag(X509ChainStatusFlags.NotTimeValid) ? "it, or one that vouches for it, has expired or is not valid yet "
+                + $"(it is valid until {((X509Certificate2)certificate).NotAfter:yyyy-MM-dd})"
+            : isTrusted && faults is X509ChainStatusFlags.NoError or X509ChainStatusFlags.PartialChain ? null
+            : isTrusted || (faults & (X509ChainStatusFlags.UntrustedRoot | X509ChainStatusFlags.PartialChain)) == 0 ? $"{faults}"
+            : "no trusted root vouches for it (see --cacert)";
+
+        // By all of its bytes: .NET takes two for equal that share an issuer's name and a number, which anybody may choose.
+        bool IsNamed(X509Certificate2 one) => chain.ChainPolicy.CustomTrustStore.Any(named => named.RawData.SequenceEqual(one.RawData));
     }
 
     /// <summary>Makes sure of OpenSSL, as without it .NET ends the process: the names are those that it looks for.</summary>
     /// <exception cref="Problem">It is not installed.</exception>
     public static void Require()
     {
-        if (OperatingSystem.IsLinux() && !Array.Exists(["3", "1.1", "1.0.2", "1.0.0", "10"], version => NativeLibrary.TryLoad($"libssl.so.{version}", out _)))
+        if (!OperatingSystem.IsLinux())
+            return;
+        if (!Array.Exists(["3", "1.1", "1.0.2", "1.0.0", "10"], version => NativeLibrary.TryLoad($"libssl.so.{version}", out _)))
             throw new Problem(2, "TLS needs OpenSSL, whose libssl is not on this machine");
+        try
+        {
+            var home = Environment.GetFolderPath(Environment.SpecialFolder.UserProfile, Environment.SpecialFolderOption.DoNotVerify);
+            _ = Directory.GetFiles($"{home}/.dotnet/corefx/cryptography/x509stores", "*", SearchOption.AllDirectories);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            // .NET opens these stores whatever is trusted, and fails where there is no home, or one that cannot be read, but not where there are none.
+            Environment.SetEnvironmentVariable("HOME", "/dev/null");
+        }
     }
 
     static SslStreamCertificateContext Own(string[] pem)
@@ -1648,7 +1780,8 @@ static class Tls
         chain.ImportFromPem(pem[0]);
         using var leaf = X509Certificate2.CreateFromPem(pem[0], pem[1]);
         // Windows cannot use a key that was only ever in memory; a round through PKCS#12 makes it one that it can.
-        return SslStreamCertificateContext.Create(X509CertificateLoader.LoadPkcs12(leaf.Export(X509ContentType.Pfx), null), chain, offline: true);
+        var usable = X509CertificateLoader.LoadPkcs12(leaf.Export(X509ContentType.Pfx), null);
+        return SslStreamCertificateContext.Create(usable, chain, offline: true);
     }
 
     static X509Certificate2Collection Trusted(string[] pem)
@@ -1658,7 +1791,7 @@ static class Tls
         return trusted.Count > 0 ? trusted : throw new InvalidDataException("it holds no certificate");
     }
 
-    // What is made of some files as they are whenever it is asked for. Their texts tell of a change: a link's time tells nothing of what it leads to.
+    // What is made of some files, as they are whenever it is asked for: the time of a link tells nothing of what it leads to.
     static Func<T> Latest<T>(string what, Func<string[], T> make, params string[] files)
     {
         var (latest, read, told, looking) = (default(T)!, Array.Empty<string>(), "", new Lock());
@@ -1723,7 +1856,10 @@ sealed class Client(CallSettings settings, Trace trace)
     // Large enough that a firehose of answers never waits for a window update on a fast network.
     const int StreamWindow = 1024 * 1024;
 
-    static readonly TimeSpan FirstBackoff = TimeSpan.FromSeconds(0.1), LastBackoff = TimeSpan.FromSeconds(5), HeadStart = TimeSpan.FromSeconds(0.25);
+    static readonly TimeSpan FirstBackoff = TimeSpan.FromSeconds(0.1), LastBackoff = TimeSpan.FromSeconds(5);
+
+    // Of an address over the next one of the same name.
+    static readonly TimeSpan HeadStart = TimeSpan.FromSeconds(0.25);
 
     static readonly WriteOptions moreFollows = new(WriteFlags.BufferHint);
 
@@ -1731,6 +1867,7 @@ sealed class Client(CallSettings settings, Trace trace)
     readonly Endpoint endpoint = settings.Endpoint;
     readonly CancellationTokenSource stop = new();
     readonly TaskCompletionSource connected = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    readonly TaskCompletionSource<int> ended = new(TaskCreationOptions.RunContinuationsAsynchronously);
     FrameGate? gate;
     HttpResponseMessage? response;
     Problem? badInput;
@@ -1748,31 +1885,33 @@ sealed class Client(CallSettings settings, Trace trace)
             Tls.Require();
         else if (settings is not { Trust: null, Certificate: null, Insecure: false })
             throw new Problem(2, $"--cacert, --cert and --insecure are for TLS: call https://HOST:PORT, not {endpoint}");
-        var signalled = new TaskCompletionSource<int>(TaskCreationOptions.RunContinuationsAsynchronously);
-        Signals.On(exitCode =>
-        {
-            signalled.TrySetResult(exitCode);
-            stop.Cancel();
-        });
+        Signals.On(End);
         if (settings.Deadline is { } deadline)
             stop.CancelAfter(deadline);
         // stdin and stdout may block a thread each, and the call needs some besides.
         ThreadPool.SetMinThreads(Math.Max(4, Environment.ProcessorCount), 1);
         var call = CallAsync(input, print);
-        await Trace.ShowAsync(Task.WhenAny(call, signalled.Task));
-        var isSignalled = signalled.Task.IsCompleted;
+        await Trace.ShowAsync(Task.WhenAny(call, ended.Task));
+        var isEnded = ended.Task.IsCompleted;
         // The reset gets a moment to leave, but a peer or a stdout that nobody reads must not hold up the end.
-        if (isSignalled)
+        if (isEnded)
             await Task.WhenAny(Task.WhenAll(call, gate?.ResetSent ?? Task.CompletedTask), Task.Delay(500));
-        var status = call.IsCompletedSuccessfully && !isSignalled ? call.Result.Status : (StatusCode?)null;
+        var status = call.IsCompletedSuccessfully ? call.Result.Status : (StatusCode?)null;
         Trace.Note('<', null, response is null ? [] : [response.TrailingHeaders]);
-        Trace.End(EndedBy(status));
-        if (isSignalled)
-            return await signalled.Task;
+        Trace.End(isEnded ? "this side" : EndedBy(status));
+        if (isEnded)
+            return await ended.Task;
         // Where an answer was only a refusal, the stream never was.
         var counts = gate is { Received: (true, false) } && (response is null || ContentType(response).IsGrpc && One(response.Headers, "grpc-status") is null) ? $" ({Trace.Counts})" : "";
         var (_, message) = await call;
         return status != StatusCode.OK ? throw new Problem(64 + (int)status!, $"{NameOf(status.Value)}: {message}{counts}") : badInput is null ? 0 : throw badInput;
+    }
+
+    /// <summary>Ends the call from this side, with an exit code.</summary>
+    public void End(int exitCode)
+    {
+        ended.TrySetResult(exitCode);
+        stop.Cancel();
     }
 
     string EndedBy(StatusCode? status)
@@ -1914,7 +2053,7 @@ sealed class Client(CallSettings settings, Trace trace)
         },
         SslOptions = new()
         {
-            CertificateChainPolicy = Tls.ChainPolicy(settings.Trust),
+            CertificateChainPolicy = endpoint.Url.Scheme == "https" ? Tls.ChainPolicy(settings.Trust) : null,
             ClientCertificateContext = settings.Certificate,
             RemoteCertificateValidationCallback = Accepts,
             // Whether the server asks is not known where there is a certificate to present.
@@ -1933,67 +2072,78 @@ sealed class Client(CallSettings settings, Trace trace)
         Socket socket;
         try
         {
-            socket = await (endpoint.UnixPath is { } path ? DialAsync(new UnixDomainSocketEndPoint(path), cancel) : DialFirstAsync(context.DnsEndPoint, cancel));
+            socket = await (endpoint.UnixPath is null ? DialFirstAsync(context.DnsEndPoint, cancel)
+                : DialAsync(new UnixDomainSocketEndPoint(endpoint.UnixPath), cancel));
         }
         catch (SocketException e) when (settings is { MayServeItself: true, WaitForReady: false } && e.SocketErrorCode == SocketError.ConnectionRefused)
         {
             Program.Tell($"no server at {endpoint}, so this command brings its own");
             servesItself = true;
             var server = new Server();
-            await server.StartAsync([Endpoint.Parse("http://127.0.0.1:0")], null);
+            await server.StartAsync([Endpoint.Parse("", "http://127.0.0.1:0")], null);
             socket = await DialAsync(new IPEndPoint(IPAddress.Loopback, server.Endpoints[0].Url.Port), cancel);
         }
-        Trace.Note('*', $"connected to {(endpoint.UnixPath is null ? $"{endpoint.Url.Scheme}://{Tcp.Plain(socket.RemoteEndPoint)}" : endpoint)}");
+        var peer = endpoint.UnixPath is null ? $"{endpoint.Url.Scheme}://{Tcp.Plain(socket.RemoteEndPoint)}" : $"{endpoint}";
+        Trace.Note('*', $"connected to {peer}");
         return new NetworkStream(socket, ownsSocket: true);
     }
 
-    // Happy Eyeballs (RFC 8305): a name's addresses, of both families in turn, each begun when the one before has failed or
-    // had its moment; the first that connects is it.
+    // Happy Eyeballs (RFC 8305): of a name's addresses, of both families in turn, the first that connects. Each is tried when the
+    // one before has failed, or has had its moment.
     async Task<Socket> DialFirstAsync(DnsEndPoint to, CancellationToken cancel)
     {
-        var addresses = await Dns.GetHostAddressesAsync(to.Host, cancel);
+        Socket? first = null;
         using var over = CancellationTokenSource.CreateLinkedTokenSource(cancel);
-        var (first, tries) = (new TaskCompletionSource<Socket>(TaskCreationOptions.RunContinuationsAsynchronously), new List<Task<SocketException?>>());
-        foreach (var (_, address) in addresses.GroupBy(address => address.AddressFamily).SelectMany(family => family.Index()).OrderBy(one => one.Index))
+        var tries = new List<Task<SocketException?>>();
+        var left = new List<IPAddress>(await Dns.GetHostAddressesAsync(to.Host, cancel));
+        var isAlone = left.Count == 1;
+        for (IPAddress? address = null; first is null && left.Count > 0; left.Remove(address))
         {
+            address = left.Find(other => other.AddressFamily != address?.AddressFamily) ?? left[0];
             tries.Add(TryAsync(new(address, to.Port)));
-            await Task.WhenAny(tries[^1], first.Task, Task.Delay(HeadStart, cancel));
-            if (first.Task.IsCompleted)
-                break;
+            await Task.WhenAny(tries[^1], Task.Delay(HeadStart, over.Token));
         }
-        await Task.WhenAny(first.Task, Task.WhenAll(tries));
+        var failures = (await Task.WhenAll(tries)).OfType<SocketException>();
+        if (first is null)
+            cancel.ThrowIfCancellationRequested();
         // Refused is who was refused at every address, but for those of a kind that this machine does not have.
-        if (!first.Task.IsCompleted)
-            throw (await Task.WhenAll(tries)).MinBy(e => e!.SocketErrorCode switch { SocketError.ConnectionRefused => 1, SocketError.AddressNotAvailable => 2, _ => 0 }) ?? new((int)SocketError.HostNotFound);
-        await over.CancelAsync();
-        return await first.Task;
+        SocketError[] last = [SocketError.ConnectionRefused, SocketError.AddressNotAvailable];
+        return first ?? throw failures.MinBy(e => Array.IndexOf(last, e.SocketErrorCode)) ?? new((int)SocketError.HostNotFound);
 
         async Task<SocketException?> TryAsync(IPEndPoint to)
         {
-            if (addresses.Length > 1)
+            if (!isAlone)
                 Trace.Note('*', $"trying {endpoint.Url.Scheme}://{to}");
             try
             {
                 var socket = await DialAsync(to, over.Token);
-                if (!first.TrySetResult(socket))
+                if (Interlocked.CompareExchange(ref first, socket, null) is null)
+                    await over.CancelAsync();
+                else
                     socket.Dispose();
                 return null;
             }
             catch (SocketException e)
             {
-                Trace.Note('*', $"{endpoint.Url.Scheme}://{to}: {e.Message}");
+                if (!isAlone)
+                    Trace.Note('*', $"{endpoint.Url.Scheme}://{to}: {e.Message}");
                 return e;
+            }
+            catch (OperationCanceledException)
+            {
+                return null;
             }
         }
     }
 
     static async Task<Socket> DialAsync(EndPoint to, CancellationToken cancel)
     {
-        var socket = to is UnixDomainSocketEndPoint ? new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) : new Socket(SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
+        var socket = to is IPEndPoint ? new Socket(SocketType.Stream, ProtocolType.Tcp) : new(to.AddressFamily, SocketType.Stream, 0);
         try
         {
-            if (to is not UnixDomainSocketEndPoint)
+            if (to is IPEndPoint)
             {
+                socket.NoDelay = true;
                 socket.SetSocketOption(SocketOptionLevel.Socket, SocketOptionName.KeepAlive, true);
                 socket.SetSocketOption(SocketOptionLevel.Tcp, SocketOptionName.TcpKeepAliveTime, KeepAliveSeconds);
                 socket.SetSocketOption(SocketOptionLevel.Tcp, SocketOptionName.TcpKeepAliveInterval, KeepAliveInterval);
@@ -2082,9 +2232,10 @@ sealed class Client(CallSettings settings, Trace trace)
 /// an event, in seconds since the call began, on its mark (as curl's: * what happens, &gt; what leaves, &lt; what comes) with the
 /// message behind it, and on the four numbers that the last line begins with; all other words may change.
 /// </summary>
-sealed class Trace(bool verbose, bool stats)
+sealed class Trace(Metadata given, bool verbose, bool stats)
 {
-    readonly bool hasColour = verbose && Stdio.IsToldShown && Environment.GetEnvironmentVariable("TERM") is not (null or "dumb") && Environment.GetEnvironmentVariable("NO_COLOR") is null or "";
+    static readonly bool hasEscapes = Stdio.IsToldShown && Environment.GetEnvironmentVariable("TERM") is not (null or "dumb");
+    readonly bool hasColour = hasEscapes && Environment.GetEnvironmentVariable("NO_COLOR") is null or "";
     readonly long start = Now;
     long received, end, last = Now;
     double firstAnswer;
@@ -2110,7 +2261,11 @@ sealed class Trace(bool verbose, bool stats)
         foreach (var some in headers)
             // HTTP/2 has no chunks: the handler drops the header for them.
             foreach (var (name, values) in some.NonValidated.Where(header => header.Key != "Transfer-Encoding"))
-                Show(mark, $"{name.ToLowerInvariant()}: {values}");
+                Show(mark, $"{name.ToLowerInvariant()}: {Shown(name.ToLowerInvariant(), $"{values}")}");
+
+        // Others read what is printed: passwords and tokens stay where they are.
+        string Shown(string name, string value) =>
+            mark == '>' && given.Get(name) is not null ? "(as given)" : mark == '<' && name == "set-cookie" ? "(hidden)" : value;
     }
 
     /// <summary>A message is about to leave.</summary>
@@ -2146,15 +2301,16 @@ sealed class Trace(bool verbose, bool stats)
             Stdio.Tell(line);
     }
 
-    /// <summary>Waits for the end of a call, and shows the numbers so far on a terminal, but not on one that shows the answers.</summary>
+    /// <summary>Waits for the end of a call, and shows the numbers so far on a terminal, unless input is typed or answers are shown there.</summary>
     public async Task ShowAsync(Task over)
     {
-        var shows = stats && !verbose && Stdio.IsToldShown && !Stdio.IsShown;
-        var line = "";
-        while (await Task.WhenAny(over, Task.Delay(!shows ? Timeout.Infinite : line == "" ? 500 : 250)) != over)
-            Stdio.Tell("\r" + (line = Counts.PadRight(line.Length)), end: "");
-        if (shows)
-            Stdio.Tell($"\r{new string(' ', line.Length)}\r", end: "");
+        var shows = stats && !verbose && hasEscapes && !Stdio.IsInteractive && !Stdio.IsShown;
+        if (shows && !OperatingSystem.IsWindows())
+            Signals.OnStop(() => Stdio.Tell("", end: ""));
+        while (await Task.WhenAny(over, Task.Delay(shows ? 500 : Timeout.Infinite)) != over)
+            // The terminal itself cuts the row to its width; with the cursor at its start, a resize leaves nothing of it behind.
+            if (hasBegun && Stdio.IsInForeground)
+                Stdio.Tell($"\r\e[?7l{Counts} \e[J\e[?7h", end: "\r");
     }
 }
 
@@ -2185,9 +2341,9 @@ sealed class Ping(Client client, TimeSpan every, long count) : Input<FindMaximum
             Stdio.Tell($"minimum {sorted[0]:0.00} ms, median {sorted[(sorted.Length - 1) / 2]:0.00} ms, 99th percentile {sorted[(sorted.Length * 99 - 1) / 100]:0.00} ms, maximum {sorted[^1]:0.00} ms");
         if (last > 0)
             Stdio.Tell($"the stream lived for {trace.Seconds:0.0##} s, ended by {trace.EndedBy}");
-        if (sorted.Length == 0 || calling.Exception?.InnerException is not Problem { ExitCode: 64 + (int)StatusCode.DeadlineExceeded })
-            await calling;
-        return lost == 0 && sorted.Length > 0 ? 0 : 1;
+        var exitCode = calling.Exception?.InnerException is not Problem { ExitCode: 64 + (int)StatusCode.DeadlineExceeded } passed
+            ? await calling : sorted.Length > 0 ? 0 : throw new Problem(1, passed.Message);
+        return exitCode > 0 ? exitCode : lost == 0 && sorted.Length > 0 ? 0 : 1;
     }
 
     IEnumerable<double> Late() => unanswered.Values.Select(client.Trace.Since).Where(seconds => seconds >= late.TotalSeconds);
@@ -2195,7 +2351,11 @@ sealed class Ping(Client client, TimeSpan every, long count) : Input<FindMaximum
     public override async Task<bool> MoveNext(CancellationToken cancel)
     {
         if (last == count)
+        {
+            // A server that has stopped to answer would hold up the sum for ever.
+            _ = Task.Delay(TimeSpan.FromSeconds(Math.Clamp(every.TotalSeconds * 3, 5, 4_000_000))).ContinueWith(_ => client.End(0));
             return false;
+        }
         if (last > 0)
             await timer.WaitForNextTickAsync(cancel);
         else

@@ -184,10 +184,11 @@ sealed class Terminal : IAsyncDisposable
     public string Screen => screen.ToString();
 
     /// <summary>Waits until that has been shown, which may be before now.</summary>
-    public async Task ShowsAsync(string text)
+    /// <param name="masked">The screen without what is different every time.</param>
+    public async Task ShowsAsync(string text, Func<string, string>? masked = null)
     {
         var buffer = new char[1024];
-        while (!Screen.Contains(text, StringComparison.Ordinal))
+        while (!(masked?.Invoke(Screen) ?? Screen).Contains(text, StringComparison.Ordinal))
             if (await script.Output.ReadAsync(buffer).AsTask().WaitAsync(Tool.Patience) is > 0 and var count)
                 screen.Append(buffer, 0, count);
             else

@@ -1,7 +1,6 @@
 using System.Net;
 using System.Net.Security;
 using System.Net.Sockets;
-using System.Security.Cryptography;
 using System.Security.Cryptography.X509Certificates;
 using System.Text.RegularExpressions;
 using Xunit;
@@ -65,7 +64,7 @@ public sealed class Tls : IDisposable
 
         var past = DateTimeOffset.UtcNow.AddDays(-1);
         string[] trusted = ["--cacert", certificates.Root];
-        await Check(certificates.Issue("other", hosts: ["streamer.example"]), "it is not for 127.0.0.1", trusted);
+        await Check(certificates.Issue("other", host: "streamer.example"), "it is not for 127.0.0.1", trusted);
         await Check(certificates.Issue("expired", until: past), $"it, or one that vouches for it, has expired or is not valid yet (it is valid until {past.LocalDateTime:yyyy-MM-dd})", trusted);
         await Check(certificates.Server, "no trusted root vouches for it (see --cacert)");
         using var strangers = new Certificates();
@@ -250,19 +249,16 @@ public sealed class Tls : IDisposable
 /// <summary>A root, an intermediate that it vouches for, and what that one issues, as PEM files in a folder of their own.</summary>
 sealed class Certificates : IDisposable
 {
-    static readonly string[] localhost = ["localhost", "127.0.0.1", "::1"];
-
-    // One look at the clock for all of them: none may outlive what vouches for it, not even by a second.
-    readonly DateTimeOffset now = DateTimeOffset.UtcNow;
-    readonly X509Certificate2 root, intermediate;
+    readonly X509Certificate2 intermediate;
     int issued;
 
+    // The folder's name is in the subject as two roots of one name are a puzzle of its own.
     public Certificates()
     {
-        root = Authority("root", null);
-        intermediate = Authority("intermediate", root);
+        var root = Issuing.Authority($"root of {Path.GetFileName(Folder)}", null);
+        intermediate = Issuing.Authority($"intermediate of {Path.GetFileName(Folder)}", root);
         Root = Write("root.pem", root.ExportCertificatePem());
-        ServerWithKey = Sign("server", now.AddDays(30), localhost);
+        ServerWithKey = Issuing.Leaf("server", intermediate);
         Server = Write("server", ServerWithKey);
     }
 
@@ -271,15 +267,15 @@ sealed class Certificates : IDisposable
     /// <summary>The file with the root.</summary>
     public string Root { get; }
 
-    /// <summary>For localhost by all its names; the intermediate's certificate is in the same file.</summary>
+    /// <summary>For localhost and its IPv4 and IPv6 addresses; the intermediate's certificate is in the same file.</summary>
     public (string Cert, string Key) Server { get; }
 
     public X509Certificate2 ServerWithKey { get; }
 
     /// <summary>One more certificate from the intermediate.</summary>
-    public (string Cert, string Key) Issue(string name, DateTimeOffset? until = null, params string[] hosts)
+    public (string Cert, string Key) Issue(string name, DateTimeOffset? until = null, string? host = null)
     {
-        using var certificate = Sign(name, until ?? now.AddDays(30), hosts is [] ? localhost : hosts);
+        using var certificate = Issuing.Leaf(name, intermediate, until, host);
         return Write($"{name}{++issued}", certificate);
     }
 
@@ -296,30 +292,5 @@ sealed class Certificates : IDisposable
         var file = Path.Combine(Folder, name);
         File.WriteAllText(file, text);
         return file;
-    }
-
-    // The folder's name is in the subject as two roots of one name are a puzzle of its own.
-    X509Certificate2 Authority(string name, X509Certificate2? issuer)
-    {
-        var key = ECDsa.Create(ECCurve.NamedCurves.nistP256);
-        var request = new CertificateRequest($"CN={name} of {Path.GetFileName(Folder)}", key, HashAlgorithmName.SHA256);
-        request.CertificateExtensions.Add(new X509BasicConstraintsExtension(true, false, 0, true));
-        request.CertificateExtensions.Add(new X509KeyUsageExtension(X509KeyUsageFlags.KeyCertSign, true));
-        var (from, until) = (now.AddDays(-60), now.AddDays(60));
-        return issuer is null ? request.CreateSelfSigned(from, until) : request.Create(issuer, from, until, RandomNumberGenerator.GetBytes(8)).CopyWithPrivateKey(key);
-    }
-
-    X509Certificate2 Sign(string name, DateTimeOffset until, string[] hosts)
-    {
-        var key = ECDsa.Create(ECCurve.NamedCurves.nistP256);
-        var request = new CertificateRequest($"CN={name}", key, HashAlgorithmName.SHA256);
-        var names = new SubjectAlternativeNameBuilder();
-        foreach (var host in hosts)
-            if (IPAddress.TryParse(host, out var address))
-                names.AddIpAddress(address);
-            else
-                names.AddDnsName(host);
-        request.CertificateExtensions.Add(names.Build());
-        return request.Create(intermediate, now.AddDays(-30), until, RandomNumberGenerator.GetBytes(8)).CopyWithPrivateKey(key);
     }
 }

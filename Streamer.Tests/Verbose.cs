@@ -171,24 +171,6 @@ public sealed class Verbose(SharedServer server) : IClassFixture<SharedServer>
         Assert.Matches("(?s)stream 1: RESOURCE_EXHAUSTED, .*stream 2: INTERNAL, .*stream 3: UNIMPLEMENTED, ", told);
     }
 
-    [Fact]
-    public async Task ATerminalShowsTheNumbersWhileTheyGrow()
-    {
-        using var folder = new TempFolder();
-        folder.Pipe("input");
-        await using var terminal = Type($"max --address {server.Address} --stats < {folder["input"]} > {folder["output"]}", "dumb");
-        using (var input = new StreamWriter(folder["input"]))
-        {
-            await input.WriteAsync("1 2 3 ");
-            await input.FlushAsync(TestContext.Current.CancellationToken);
-            await ReadUntilAsync(terminal, @"\r3 sent, 3 received, [0-9.]+ s, silent for [0-9.]+ s *\r3 sent");
-        }
-        var rest = (await terminal.EndAsync()).Output;
-        Assert.Matches(@"\r +\r3 sent, 3 received, [^\r\n]*, ended by this side's half-close: OK\r\n\z", rest);
-        Assert.DoesNotContain('\e', rest);
-        Assert.Equal("1\n2\n3\n", File.ReadAllText(folder["output"]));
-    }
-
     [Theory, InlineData("xterm", "", true), InlineData("xterm", "1", false), InlineData("dumb", "", false)]
     public async Task DirectionsHaveColourOnATerminal(string term, string noColour, bool hasColour)
     {

@@ -1,10 +1,9 @@
 // Peer program: gRPC bidirectional streaming, .NET (grpc-dotnet).
 //
-//   dotnet server PORT | max ADDR | greet ADDR | pingpong ADDR N
+//   dotnet server PORT | max ADDR | greet ADDR
 
 using System.Buffers;
 using System.Buffers.Text;
-using System.Diagnostics;
 using System.Globalization;
 using System.Net;
 using System.Text;
@@ -20,8 +19,7 @@ try
         ["server", var port] => await Peer.ServeAsync(int.Parse(port, CultureInfo.InvariantCulture)),
         ["max", var address] => await Peer.MaxAsync(address),
         ["greet", var address] => await Peer.GreetAsync(address),
-        ["pingpong", var address, var n] when int.TryParse(n, out var count) && count > 0 => await Peer.PingPongAsync(address, count),
-        _ => Peer.Fail(2, "usage: dotnet server PORT | max ADDR | greet ADDR | pingpong ADDR N"),
+        _ => Peer.Fail(2, "usage: dotnet server PORT | max ADDR | greet ADDR"),
     };
 }
 catch (RpcException e)
@@ -71,11 +69,10 @@ static class Peer
     {
         using var channel = GrpcChannel.ForAddress($"http://{address}");
         using var call = new GreetService.GreetServiceClient(channel).GreetEveryone();
-        return await ConverseAsync(call, "\n"u8.ToArray(), token => Request(Encoding.UTF8.GetString(token)),
+        return await ConverseAsync(call, "\n"u8.ToArray(),
+            token => new GreetEveryoneRequest { Greeting = new() { FirstName = Encoding.UTF8.GetString(token) } },
             (response, line) => Encoding.UTF8.TryGetBytes(response.Result, line, out var written) ? written : -1);
     }
-
-    static GreetEveryoneRequest Request(string name) => new() { Greeting = new() { FirstName = name } };
 
     delegate T Make<T>(ReadOnlySpan<byte> token);
 
@@ -160,28 +157,6 @@ static class Peer
             stdout.Write(lines.WrittenSpan);
             lines.ResetWrittenCount();
         }
-    }
-
-    public static async Task<int> PingPongAsync(string address, int n)
-    {
-        using var channel = GrpcChannel.ForAddress($"http://{address}");
-        using var call = new GreetService.GreetServiceClient(channel).GreetEveryone();
-        var times = new double[n];
-        for (var i = 0; i < n; i++)
-        {
-            var start = Stopwatch.GetTimestamp();
-            await call.RequestStream.WriteAsync(Request("Ada"));
-            if (!await call.ResponseStream.MoveNext(default))
-                return Fail(1, "the stream ended early");
-            times[i] = Stopwatch.GetElapsedTime(start).TotalMicroseconds;
-        }
-        await call.RequestStream.CompleteAsync();
-        if (await call.ResponseStream.MoveNext(default))
-            return Fail(1, "a response too many");
-        Array.Sort(times);
-        int At(int p) => (int)times[(int)((n - 1L) * p / 100)];
-        Console.WriteLine($"p50 {At(50)} p90 {At(90)} p99 {At(99)}");
-        return 0;
     }
 }
 
