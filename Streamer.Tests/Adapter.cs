@@ -1,6 +1,5 @@
 using FsCheck;
 using FsCheck.Fluent;
-using Xunit;
 
 namespace Streamer.Tests;
 
@@ -57,17 +56,44 @@ public class Adapter(SharedServer streamer, PlainGrpc plain) : IClassFixture<Sha
 
     static readonly Gen<Piece> zeros = Gen.Elements(new Piece("a written zero", Grpc.Message([8, 0])), new("a long zero", Grpc.Message([8, 0x80, 0x80, 0])), new("a varint of eleven bytes", Grpc.Message([8, .. Enumerable.Repeat((byte)0x81, 10), 0])));
 
-    static readonly Gen<Piece> faults = Gen.Elements(
-        new Piece("a key without a value", Grpc.Message([8])),
-        new("a varint without an end", Grpc.Message([8, .. Enumerable.Repeat((byte)0xff, 20)])),
-        new("wire type 7", Grpc.Message([0x0f])),
-        new("a length beyond the message", Grpc.Message([0x0a, 0x7f, 0x01])),
-        new("bytes that are no UTF-8", Grpc.Message([0x0a, 3, 0x0a, 1, 0xff])),
-        new("a reserved flag", Grpc.Message([8, 1], flag: 2)),
-        new("no gzip", Grpc.Message([8, 1], flag: 1)),
-        new("a cut-off gzip", Grpc.Message(Grpc.Gzip([8, 1])[..^9], flag: 1)),
-        new("more than 4 MiB", Grpc.Prefix(Grpc.MaxMessage + 1)),
-        new("more than 4 MiB in gzip", Grpc.Message(Grpc.Gzip(new byte[Grpc.MaxMessage + 1]), flag: 1)));
+    static readonly byte[] gzip = Grpc.Gzip(Grpc.Field(1, 5));
+
+    // Each ends a stream with its status, after the answers to what came before.
+    static readonly (string What, byte[] Bytes, Status Status)[] faulty =
+    [
+        ("a key without a value", Grpc.Message([8]), Status.Internal),
+        ("a varint without an end", Grpc.Message([8, .. Enumerable.Repeat((byte)0xff, 20)]), Status.Internal),
+        ("field number 0", Grpc.Message([0x00, 0x01]), Status.Internal),
+        ("wire type 7", Grpc.Message([0x0f]), Status.Internal),
+        ("a length beyond the message", Grpc.Message([0x12, 0x7f, 0x01]), Status.Internal),
+        ("a negative length", Grpc.Message([0x12, 0xff, 0xff, 0xff, 0xff, 0x0f]), Status.Internal),
+        ("a group that is not closed", Grpc.Message([0x2b]), Status.Internal),
+        ("a group's end without its start", Grpc.Message([0x2c]), Status.Internal),
+        ("groups nested too deep", Grpc.Message([.. Enumerable.Repeat((byte)0x2b, 10_000)]), Status.Internal),
+        ("another message, cut off", Grpc.Message(Grpc.Field(1, "text"))[..^1], Status.Internal),
+        .. from flag in (byte[])[2, 128, 255] select ($"the reserved flag {flag}", Grpc.Message([8, 1], flag), Status.Internal),
+        .. from length in (int[])[1, 4, 5, 6] select ($"{length} bytes of a message", Grpc.Numbers(4)[..length], Status.Internal),
+        ("no gzip", Grpc.Message([8, 1], flag: 1), Status.Internal),
+        .. from length in (int[])[4, gzip.Length - 9, gzip.Length - 5] select ($"{length} bytes of a gzip", Grpc.Message(gzip[..length], flag: 1), Status.Internal),
+        ("a wrong checksum", Grpc.Message([.. gzip[..^8], (byte)(gzip[^8] ^ 1), .. gzip[^7..]], flag: 1), Status.Internal),
+        ("a wrong length of a gzip", Grpc.Message([.. gzip[..^1], (byte)(gzip[^1] ^ 1)], flag: 1), Status.Internal),
+        ("a reserved block type", Grpc.Message([.. gzip[..10], 0x07, .. gzip[11..]], flag: 1), Status.Internal),
+        .. from length in (long[])[Grpc.MaxMessage + 1, int.MaxValue] select ($"{length} bytes", Grpc.Prefix(length), Status.ResourceExhausted),
+        .. from length in (int[])[Grpc.MaxMessage + 1, 100_000_000] select ($"{length} bytes in gzip", Grpc.Message(Grpc.Gzip(new byte[length]), flag: 1), Status.ResourceExhausted),
+    ];
+
+    static readonly (string What, byte[] Bytes, Status Status)[] faultyNames =
+    [
+        .. from bytes in (byte[][])[[0xff], [0xc3], [0xc0, 0x80], [0xed, 0xa0, 0x80], [0x41, 0xf8, 0x88, 0x80, 0x80, 0x80]]
+           select ($"no UTF-8: {Convert.ToHexString(bytes)}", Grpc.Message(Grpc.Field(1, Grpc.Field(1, bytes))), Status.Internal),
+        // Not one byte too many.
+        .. from over in (int[])[0, 1] let message = Grpc.Field(1, Grpc.Field(1, new string('x', Grpc.MaxMessage - 10 + over)))
+           from form in (byte[])[0, 1] select ($"4 MiB and {over} bytes, flag {form}", Grpc.Message(form == 0 ? message : Grpc.Gzip(message), form), over == 0 ? Status.Ok : Status.ResourceExhausted),
+    ];
+
+    static readonly Gen<Piece> faults = Gen.Elements(faulty.Concat(faultyNames).Select(fault => new Piece(fault.What, fault.Bytes)).ToArray());
+
+    public static readonly TheoryData<string> Faults = new(faulty.Select(fault => fault.What)), FaultyNames = new(faultyNames.Select(fault => fault.What));
 
     static Gen<Stream> Streams(Gen<Piece> usual, Gen<Piece> unusual) =>
         from pieces in Gen.ListOf(Gen.Frequency((8, usual), (1, unusual), (1, from many in usual from count in Gen.Elements(100, 3000) select Repeat(many, Math.Min(count, 300_000 / many.Bytes.Length)))))
@@ -97,6 +123,28 @@ public class Adapter(SharedServer streamer, PlainGrpc plain) : IClassFixture<Sha
 
     static readonly Gen<Stream> greetings = Streams(word.Select(text => new Piece($"greeting of {text.Length}", Grpc.Message(Grpc.Field(1, text)))), Unusual(word.Select(text => Grpc.Field(1, text))));
 
+    // By itself as well: a random stream may miss it.
+    [Theory, MemberData(nameof(Faults))]
+    public async Task AFaultEndsAStreamWithItsStatus(string what)
+    {
+        var (_, bytes, status) = faulty.Single(fault => fault.What == what);
+        var stream = new Stream([what], [.. Grpc.Numbers(1, 2, 3), .. bytes], [16_384]);
+        var response = await ServersAreAlikeAsync(Grpc.FindMaximum, stream);
+        Assert.Equal(status, response.Status);
+        Assert.Equal([1, 2, 3], Grpc.ToNumbers(response.Messages));
+        Assert.Equal((64 + (int)status, "1\n2\n3\n"), await ClientsAreAlikeAsync("max", Grpc.FindMaximum, stream));
+        await ServersAreAlikeAsync(Grpc.GreetEveryone, stream with { Body = bytes });
+    }
+
+    [Theory, MemberData(nameof(FaultyNames))]
+    public async Task AFaultyNameEndsAStreamWithItsStatus(string what)
+    {
+        var (_, bytes, status) = faultyNames.Single(fault => fault.What == what);
+        var response = await ServersAreAlikeAsync(Grpc.GreetEveryone, new([what], [.. Grpc.Name("Ada"), .. bytes], [16_384]));
+        Assert.Equal(status, response.Status);
+        Assert.Equal("Hello Ada!", Grpc.ToGreetings(response.Messages)[0]);
+    }
+
     [Fact]
     public void ServersAnswerNumbersAlike() => Check(numbers, 200, stream => ServersAreAlikeAsync(Grpc.FindMaximum, stream));
 
@@ -111,7 +159,7 @@ public class Adapter(SharedServer streamer, PlainGrpc plain) : IClassFixture<Sha
 
     static void Check(Gen<Stream> streams, int count, Func<Stream, Task> test) => Prop.ForAll(streams.ToArbitrary(), test).Check(Config.QuickThrowOnFailure.WithMaxTest(count));
 
-    async Task ServersAreAlikeAsync(string path, Stream stream)
+    async Task<Response> ServersAreAlikeAsync(string path, Stream stream)
     {
         var responses = await Task.WhenAll(CallAsync(plain.Port, path, stream), CallAsync(streamer.Port, path, stream));
         var (expected, actual) = (responses[0], responses[1]);
@@ -119,6 +167,7 @@ public class Adapter(SharedServer streamer, PlainGrpc plain) : IClassFixture<Sha
         Assert.Equal(expected.Messages.Length, actual.Messages.Length);
         // Not by Assert.Equal, which takes a minute for the bytes of all cases.
         Assert.All(expected.Messages.Zip(actual.Messages), pair => Assert.True(pair.First.AsSpan().SequenceEqual(pair.Second)));
+        return actual;
     }
 
     static async Task<Response> CallAsync(int port, string path, Stream stream)
@@ -137,19 +186,24 @@ public class Adapter(SharedServer streamer, PlainGrpc plain) : IClassFixture<Sha
         }
     }
 
-    static async Task ClientsAreAlikeAsync(string command, string path, Stream stream)
+    static async Task<(int ExitCode, string Output)> ClientsAreAlikeAsync(string command, string path, Stream stream)
     {
         await using var server = new FakeServer(async peer =>
         {
             var (id, _) = await peer.ReadRequestAsync();
+            // Nothing is left to be read of the input when the call ends.
+            while (await peer.ReadAsync() is { EndsStream: false })
+            {
+            }
             await peer.SendAsync(Frame.Headers(id, [(":status", "200"), ("content-type", "application/grpc"), ("grpc-encoding", "gzip")]));
             foreach (var frame in stream.Frames())
                 await peer.SendDataAsync(id, frame);
             await peer.SendAsync(Frame.Headers(id, [("grpc-status", "0")], end: true));
         });
         var expected = PlainGrpc.CallAsync(server.Address, path);
-        var actual = await Tool.RunAsync("", command, "--address", server.Address);
+        var actual = await OneProcess.TypeAsync($"streamer {command} --address {server.Address} < /dev/null");
         var (status, output) = await expected.WaitAsync(Tool.Patience);
         Assert.Equal((status == Status.Ok ? 0 : 64 + (int)status, output), (actual.ExitCode, actual.Output));
+        return (actual.ExitCode, actual.Output);
     }
 }

@@ -1,8 +1,3 @@
-using System.Net;
-using System.Net.Sockets;
-using System.Text;
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>Every way to say where a server is, and what is told where none is.</summary>
@@ -10,10 +5,7 @@ public class Addresses(SharedServer server) : IClassFixture<SharedServer>
 {
     static readonly Result One = new(0, "1\n", "");
 
-    [Theory]
-    [InlineData("http://*:0", "http://[::]:")]
-    [InlineData("*:0", "http://[::]:")]
-    [InlineData("http://0.0.0.0:0", "http://0.0.0.0:")]
+    [Theory, InlineData("http://*:0", "http://[::]:"), InlineData("*:0", "http://[::]:"), InlineData("http://0.0.0.0:0", "http://0.0.0.0:")]
     public async Task AnyAddressCanBePasted(string listen, string printed)
     {
         await using var any = await RunningServer.StartAsync(1, "--listen", listen);
@@ -22,21 +14,11 @@ public class Addresses(SharedServer server) : IClassFixture<SharedServer>
         Assert.Equal(One, await Tool.RunAsync("1", "max", "--address", $"*:{any.Port}"));
     }
 
-    [Theory]
-    [InlineData("PORT")]
-    [InlineData(":PORT")]
-    [InlineData("localhost:PORT")]
-    [InlineData("127.0.0.1:PORT")]
-    [InlineData("127.0.0.1:PORT/")]
-    [InlineData("localhost:0PORT")]
-    [InlineData("[::ffff:127.0.0.1]:PORT")]
-    [InlineData("http://localhost:PORT/")]
+    [Theory, Rows("PORT", ":PORT", "localhost:PORT", "127.0.0.1:PORT", "127.0.0.1:PORT/", "localhost:0PORT", "[::ffff:127.0.0.1]:PORT",
+        "http://localhost:PORT/")]
     public async Task APortIsEnough(string address) => Assert.Equal(One, await Tool.RunAsync("1", "max", "--address", address.Replace("PORT", $"{server.Port}")));
 
-    [Theory]
-    [InlineData("0")]
-    [InlineData(":0")]
-    [InlineData("localhost:0")]
+    [Theory, Rows("0", ":0", "localhost:0")]
     public async Task APortIsEnoughToListenAt(string listen)
     {
         string[] hosts = CommandLine.HasIPv6 ? ["127.0.0.1", "[::1]"] : ["127.0.0.1"];
@@ -44,12 +26,8 @@ public class Addresses(SharedServer server) : IClassFixture<SharedServer>
         Assert.Equal(hosts.Select(host => $"http://{host}:{own.Port}"), own.Addresses);
     }
 
-    [Theory]
-    [InlineData("127.0.0.1:PORT", "127.0.0.1:PORT")]
-    [InlineData("localhost:PORT", "127.0.0.1:PORT")]
-    [InlineData("*:PORT", "PORT")]
-    [InlineData("PORT", "*:PORT")]
-    [InlineData("unix:SOCKET", "unix:SOCKET")]
+    [Theory, InlineData("127.0.0.1:PORT", "127.0.0.1:PORT"), InlineData("localhost:PORT", "127.0.0.1:PORT"), InlineData("*:PORT", "PORT"),
+        InlineData("PORT", "*:PORT"), InlineData("unix:SOCKET", "unix:SOCKET")]
     public async Task NobodyListensTwiceAtOneAddress(string first, string second)
     {
         using var port = new FreePort();
@@ -65,7 +43,7 @@ public class Addresses(SharedServer server) : IClassFixture<SharedServer>
     public async Task OfServersThatStartAtOnceOneServes()
     {
         using var port = new FreePort();
-        await using var servers = new Group(Enumerable.Range(0, 3).Select(_ => Running.Start("serve", "--listen", port.Address)));
+        await using var servers = new Group<Running>(Enumerable.Range(0, 3).Select(_ => Running.Start("serve", "--listen", port.Address)));
         var ends = servers.Select(server => server.EndAsync()).ToList();
         for (var i = 0; i < 2; i++)
         {
@@ -96,33 +74,28 @@ public class Addresses(SharedServer server) : IClassFixture<SharedServer>
         streamer serve --listen unix:
         streamer serve --listen unix:/none/none.sock
         streamer serve --listen 192.0.2.1:1
-        """));
+        """, line => OneProcess.TypeAsync(line)));
 
-    [Theory]
-    [InlineData("file", "what is there is not a socket")]
-    [InlineData("folder", "what is there is not a socket")]
-    [InlineData("pipe", "what is there is not a socket")]
-    [InlineData("folder/none/none.sock", "there is no folder FOLDER/folder/none")]
-    [InlineData("file/none.sock", "there is no folder FOLDER/file")]
+    [Theory, InlineData("file", "what is there is not a socket"), InlineData("folder", "what is there is not a socket"),
+        InlineData("pipe", "what is there is not a socket"), InlineData("folder/none/none.sock", "there is no folder FOLDER/folder/none"),
+        InlineData("file/none.sock", "there is no folder FOLDER/file")]
     public async Task APathsRealFaultIsNamed(string name, string fault)
     {
         using var temp = new TempFolder();
         temp.Write("file", "precious");
         Directory.CreateDirectory(temp["folder"]);
-        await using (var mkfifo = Running.StartProcess("mkfifo", [temp["pipe"]]))
-            await mkfifo.EndAsync();
+        temp.Pipe("pipe");
         var address = $"unix:{temp[name]}";
         fault = fault.Replace("FOLDER", temp["."].TrimEnd('.', '/'));
         Assert.Equal(new(78, "", $"streamer: UNAVAILABLE: nothing listens at {address}: {fault}\n"), await Tool.RunAsync("1", "max", "--address", address));
         Assert.Equal(new(1, "", $"streamer: cannot listen at {address}: {fault}\n"), await Tool.RunAsync("", "serve", "--listen", address));
     }
 
-    [Theory]
-    [InlineData("http", "HTTP/1.0 400 Bad Request\r\n\r\n", "speaks HTTP/1.1, not HTTP/2")]
-    [InlineData("http", "<!DOCTYPE HTML>\n<html lang=\"en\">\n", "speaks HTTP/1.1, not HTTP/2")]
-    [InlineData("http", "", "closed the connection without an answer (does it want https://?)")]
-    [InlineData("https", "HTTP/1.0 400 Bad Request\r\n\r\n", "does not answer in TLS with HTTP/2: Cannot determine the frame size or a corrupted frame was received. (does it want http://?)")]
-    [InlineData("https", "\0\0\0\u0004\0\0\0\0\0", "does not answer in TLS with HTTP/2: Cannot determine the frame size or a corrupted frame was received. (does it want http://?)")]
+    [Theory, InlineData("http", "HTTP/1.0 400 Bad Request\r\n\r\n", "speaks HTTP/1.1, not HTTP/2"),
+        InlineData("http", "<!DOCTYPE HTML>\n<html lang=\"en\">\n", "speaks HTTP/1.1, not HTTP/2"),
+        InlineData("http", "", "closed the connection without an answer (does it want https://?)"),
+        InlineData("https", "HTTP/1.0 400 Bad Request\r\n\r\n", "does not answer in TLS with HTTP/2: Cannot determine the frame size or a corrupted frame was received. (does it want http://?)"),
+        InlineData("https", "\0\0\0\u0004\0\0\0\0\0", "does not answer in TLS with HTTP/2: Cannot determine the frame size or a corrupted frame was received. (does it want http://?)")]
     public async Task WhoSpeaksAnotherProtocolIsNamed(string scheme, string answer, string told)
     {
         using var listener = new TcpListener(IPAddress.Loopback, 0);
@@ -140,21 +113,13 @@ public class Addresses(SharedServer server) : IClassFixture<SharedServer>
         Assert.Single(result.Error.TrimEnd('\n').Split('\n'));
     }
 
-    [Theory]
-    [InlineData("1ms")]
-    [InlineData("0.001")]
-    [InlineData("50ms")]
+    [Theory, Rows("1ms", "0.001", "50ms")]
     public async Task ADeadlineBeforeAConnectionNamesTheServer(string deadline)
     {
         var result = await Tool.RunAsync("1", "max", "--address", "127.0.0.1:1", "--wait-for-ready", "--deadline", deadline);
         Assert.Equal(68, result.ExitCode);
         Assert.Matches(@"\Astreamer: DEADLINE_EXCEEDED: the deadline has passed, and .*127\.0\.0\.1:1.*\n\z", result.Error);
     }
-
-    [Fact]
-    public async Task AnswersOfAnotherTypeAreNoAnswers() => Assert.Equal(
-        new(0, "", "streamer: answers of greet.GreetService/GreetEveryone are of another type, and are not printed\n"),
-        await Tool.RunAsync("1 2 3", "max", "--address", server.Address, "--method", "greet.GreetService/GreetEveryone"));
 
     [Fact]
     public async Task AServerThatGivesUpIsNamed()

@@ -1,8 +1,4 @@
-using System.Net;
-using System.Net.Sockets;
 using System.Runtime.CompilerServices;
-using System.Text;
-using Xunit;
 
 namespace Streamer.Tests;
 
@@ -83,7 +79,7 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
 
     /// <summary>These tokens never end: a client that held one whole would die of it, and one that waited for its end would hang.</summary>
     [Fact]
-    public Task AnEndlessTokenIsRefused() => TypeAsync("""
+    public Task AnEndlessTokenIsRefused() => TypeApartAsync("""
         yes 1 | tr -d '\n' | streamer max
         yes x | tr -d '\n' | streamer max
         (echo 1 5; yes 1 | tr -d '\n') | streamer max
@@ -117,26 +113,29 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
         streamer greet --help
         """);
 
-    [Theory]
-    [InlineData("streamer --help")]
-    [InlineData("streamer serve --help")]
-    [InlineData("streamer max --help")]
-    [InlineData("streamer greet --help")]
-    public async Task HelpFitsOneScreen(string line)
+    [Theory, Rows("", "serve", "max", "greet", "ping")]
+    public async Task HelpFitsOneScreen(string command)
     {
-        var result = await Tool.TypeAsync(line);
-        var lines = result.Output.TrimEnd('\n').Split('\n');
+        var result = await OneProcess.TypeAsync($"streamer {command} --help");
         Assert.Equal((0, ""), (result.ExitCode, result.Error));
+        var lines = result.Output.TrimEnd('\n').Split('\n');
         Assert.InRange(lines.Length, 1, 24);
         Assert.All(lines, line => Assert.InRange(line.Length, 0, 80));
+        // Nothing is a question.
+        if (command == "")
+            Assert.Equal(result, await OneProcess.TypeAsync("streamer"));
     }
 
     [Fact]
-    public async Task Version()
+    public async Task Version() => Assert.Matches(@"^exit code: 0\n--- stdout\n[0-9]+\.[0-9]+\.[0-9]+\n--- stderr\n\z", $"{await OneProcess.TypeAsync("streamer --version")}");
+
+    /// <summary>What `dotnet-suggest` asks, for every shell that it knows.</summary>
+    [Fact]
+    public async Task CommandsAreSuggested()
     {
-        var result = await Tool.TypeAsync("streamer --version");
-        Assert.Equal((0, ""), (result.ExitCode, result.Error));
-        Assert.Matches(@"\A[0-9]+\.[0-9]+\.[0-9]+\n\z", result.Output);
+        var (exitCode, output, error) = await OneProcess.TypeAsync("streamer '[suggest:9]' 'streamer '");
+        Assert.Equal((0, ""), (exitCode, error));
+        Assert.Superset(new HashSet<string> { "serve", "max", "greet", "ping" }, output.Split('\n').ToHashSet());
     }
 
     [Fact]
@@ -145,11 +144,7 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
         streamer grete
         streamer Max
         streamer '[x]' max
-        streamer '[suggest:1]' max
         """);
-
-    [Fact]
-    public async Task NothingIsAQuestion() => Assert.Equal(await Tool.TypeAsync("streamer --help"), await Tool.TypeAsync("streamer"));
 
     [Fact]
     public Task UnknownOptions() => TypeAsync("""
@@ -215,6 +210,14 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
         streamer max -H 'trailer: x'
         streamer max -H 'te: gzip'
         streamer max -H 'host: x'
+        streamer max -H no-colon
+        streamer max -H ':path: /x'
+        streamer max -H 'naïve: x'
+        streamer max -H 'a/b: x'
+        streamer max -H 'grpc-anything: x'
+        streamer max -H 'User-Agent: x'
+        streamer max -H $'x: a\nb'
+        streamer max -H 'x-bin: AAAAA'
         """);
 
     [Fact]
@@ -250,16 +253,16 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
     public Task AnUnknownMethod() => TypeAsync("echo 1 | streamer max --method streaming.CalculatorService/FindMinimum");
 
     [Fact]
-    public Task AReaderThatGoesAway() => TypeAsync("""
+    public Task AReaderThatGoesAway() => TypeApartAsync("""
         yes Ada | streamer greet | head -1; echo ${PIPESTATUS[1]}
         seq 1 10000000 | streamer max | head -2; echo ${PIPESTATUS[1]}
         """);
 
     [Fact]
-    public Task AFullStdout() => TypeAsync("echo 1 | streamer max > /dev/full");
+    public Task AFullStdout() => TypeApartAsync("echo 1 | streamer max > /dev/full");
 
     [Fact]
-    public Task AnUnreadableStdin() => TypeAsync("""
+    public Task AnUnreadableStdin() => TypeApartAsync("""
         streamer max < .
         streamer greet < .
         """);
@@ -294,20 +297,7 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
         Assert.StartsWith("streamer: DEADLINE_EXCEEDED: the deadline has passed", end.Error);
     }
 
-    [Theory]
-    [InlineData("INT", 130)]
-    [InlineData("TERM", 143)]
-    public async Task ASignalEndsAClient(string signal, int exitCode)
-    {
-        await using var client = Running.Start("max", "--address", server.Address);
-        await client.TurnAsync("1", "1");
-        client.Signal(signal);
-        Assert.Equal(new(exitCode, "", ""), await client.EndAsync());
-    }
-
-    [Theory]
-    [InlineData("http://127.0.0.1:0", "127.0.0.1")]
-    [InlineData("http://localhost:0", "127.0.0.1", "[::1]")]
+    [Theory, InlineData("http://127.0.0.1:0", "127.0.0.1"), InlineData("http://localhost:0", "127.0.0.1", "[::1]")]
     public async Task ServePrintsALineForEachEndpoint(string url, params string[] hosts)
     {
         hosts = HasIPv6 ? hosts : hosts[..1];
@@ -346,12 +336,14 @@ public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
         }
     }
 
-    Task TypeAsync(string lines, [CallerMemberName] string test = "") => TypeAsync(lines, default, test);
+    Task TypeAsync(string lines, [CallerMemberName] string test = "") => VerifyAsync(lines, line => OneProcess.TypeAsync(line, server.Address), test);
 
-    async Task TypeAsync(string lines, (string, string?) variable, [CallerMemberName] string test = "") => Snapshot.Verify(
-        (await Transcript.OfAsync(lines, variable == default ? [("STREAMER_ADDRESS", server.Address)] : [variable, ("STREAMER_ADDRESS", server.Address)]))
-            .Replace(server.Address, "http://127.0.0.1:PORT"),
-        test: test);
+    // Each line's process is its own.
+    Task TypeApartAsync(string lines, (string, string?) variable = default, [CallerMemberName] string test = "") =>
+        VerifyAsync(lines, line => Tool.TypeAsync(line, [("STREAMER_ADDRESS", server.Address), .. variable == default ? [] : (ReadOnlySpan<(string, string?)>)[variable]]), test);
+
+    async Task VerifyAsync(string lines, Func<string, Task<Result>> type, string test) =>
+        Snapshot.Verify((await Transcript.OfAsync(lines, type)).Replace(server.Address, "http://127.0.0.1:PORT"), test: test);
 }
 
 /// <summary>The address that is called where none is given. One test at a time may have its port, and no other test may be given it.</summary>
@@ -372,7 +364,7 @@ public class DefaultAddress : IAsyncLifetime
             echo 1 5 3 6 2 20 | streamer max
             echo Ada | streamer greet
             echo Ada | STREAMER_ADDRESS= streamer greet
-            """));
+            """, line => OneProcess.TypeAsync(line)));
     }
 
     [Fact]
@@ -381,7 +373,7 @@ public class DefaultAddress : IAsyncLifetime
         printf 'Ada\nGrace Hopper\n' | streamer greet
         echo 1 abc | streamer max
         echo 1 | streamer max --method a.B/C
-        """));
+        """, line => Tool.TypeAsync(line)));
 
     [Fact]
     public async Task FallsBackWithoutAStderr()
@@ -397,19 +389,19 @@ public class DefaultAddress : IAsyncLifetime
         echo 1 | streamer max --address localhost
         echo 1 | streamer max --address 127.0.0.1
         echo 1 | streamer max --address ::1
-        """));
+        """, line => OneProcess.TypeAsync(line)));
 }
 
 static class Transcript
 {
     /// <summary>Types lines into a shell, and writes down what a terminal would show.</summary>
-    public static async Task<string> OfAsync(string lines, params (string, string?)[] environment)
+    public static async Task<string> OfAsync(string lines, Func<string, Task<Result>> type)
     {
         var transcript = new StringBuilder();
         var separator = "";
         foreach (var line in lines.Split('\n'))
         {
-            var (exitCode, output, error) = await Tool.TypeAsync(line, environment);
+            var (exitCode, output, error) = await type(line);
             transcript.Append($"{separator}$ {line}\n{output}");
             foreach (var told in error.Split('\n').SkipLast(1))
                 transcript.Append($"stderr: {told}\n");

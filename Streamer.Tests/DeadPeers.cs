@@ -1,5 +1,4 @@
 using System.Diagnostics;
-using Xunit;
 
 namespace Streamer.Tests;
 
@@ -37,11 +36,13 @@ public class DeadPeers(DeadPeers.Scenarios scenarios) : IClassFixture<DeadPeers.
 
         public async ValueTask InitializeAsync()
         {
+            if (Programs.Find("ip") is null)
+                return;
             try
             {
                 await using var attempt = await Network.CreateAsync();
             }
-            catch (Exception e) when (e is InvalidOperationException or System.ComponentModel.Win32Exception)
+            catch (InvalidOperationException)
             {
                 return;
             }
@@ -72,7 +73,7 @@ public class DeadPeers(DeadPeers.Scenarios scenarios) : IClassFixture<DeadPeers.
             await using var network = await Network.CreateAsync();
             await using var server = await network.ServeAsync();
             await using var client = await network.CallAsync();
-            var feeding = FeedAsync(client);
+            var feeding = client.FeedNumbersAsync(2);
             for (var i = 2; i < 1000; i++)
                 Assert.Equal($"{i}", await client.ReadLineAsync());
             await AssertFindsAsync(network, client);
@@ -99,7 +100,7 @@ public class DeadPeers(DeadPeers.Scenarios scenarios) : IClassFixture<DeadPeers.
             await using var server = await network.ServeAsync();
             await using var idle = await network.CallAsync();
             await using var busy = await network.CallAsync();
-            var feeding = FeedAsync(busy);
+            var feeding = busy.FeedNumbersAsync(2);
             for (var i = 2; i < 1000; i++)
                 Assert.Equal($"{i}", await busy.ReadLineAsync());
             Assert.Equal(2, Connections());
@@ -139,18 +140,6 @@ public class DeadPeers(DeadPeers.Scenarios scenarios) : IClassFixture<DeadPeers.
             Assert.InRange(clock.Elapsed, TimeSpan.Zero, promise);
             Assert.Equal(78, result.ExitCode);
             Assert.Matches($@"\Astreamer: UNAVAILABLE: the connection to {Network.Address} was lost{Verbose.Counts}\n\z", result.Error);
-        }
-
-        static async Task FeedAsync(Running client)
-        {
-            try
-            {
-                for (var i = 2; ; i++)
-                    await client.Input.WriteAsync($"{i}\n");
-            }
-            catch (Exception e) when (e is IOException or ObjectDisposedException)
-            {
-            }
         }
     }
 

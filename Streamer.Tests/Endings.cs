@@ -1,7 +1,3 @@
-using System.Net;
-using System.Net.Sockets;
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>How a process ends: by the signal that ended it, with the exit codes of README, and without a stack trace.</summary>
@@ -11,9 +7,7 @@ public sealed class Endings(SharedServer server) : IClassFixture<SharedServer>
 
     static readonly (string, string)[] headers = [(":status", "200"), ("content-type", "application/grpc")];
 
-    [Theory]
-    [InlineData("bash")]
-    [InlineData("dash")]
+    [Theory, Rows("bash", "dash")]
     public async Task OneInterruptEndsALoop(string shell)
     {
         Skipped.Unless((await Tool.TypeAsync($"command -v {shell}")).ExitCode == 0, shell);
@@ -26,26 +20,20 @@ public sealed class Endings(SharedServer server) : IClassFixture<SharedServer>
         Assert.DoesNotContain("went on", screen);
     }
 
-    [Theory]
-    [InlineData(1, "max")]
-    [InlineData(2, "greet")]
-    [InlineData(2, "ping", "--every", "0.1")]
-    [InlineData(15, "max", "-v")]
+    [Theory, InlineData(1, "max"), InlineData(2, "greet"), InlineData(2, "ping", "--every", "0.1"), InlineData(15, "max", "-v")]
     public async Task AClientEndsByTheSignalItself(int signal, params string[] arguments)
     {
-        await using var parent = await StartAsync(signal, [.. arguments, "--address", server.Address]);
+        await using var parent = Start(signal, [.. arguments, "--address", server.Address]);
         Assert.NotNull(await parent.ReadLineAsync());
         await parent.WriteLineAsync("");
         Assert.Equal($"{-signal}\n", (await parent.EndAsync()).Output);
     }
 
-    [Theory]
-    [InlineData(true)]
-    [InlineData(false)]
+    [Theory, Rows(true, false)]
     public async Task AServerEndsByTheSignalWhereItHadToCut(bool cuts)
     {
         const int terminate = 15;
-        await using var parent = await StartAsync(terminate, "serve", "--listen", "http://127.0.0.1:0", "--drain", "0");
+        await using var parent = Start(terminate, "serve", "--listen", "http://127.0.0.1:0", "--drain", "0");
         var address = await parent.ReadAddressAsync();
         await using var client = Running.Start("max", "--address", address);
         await client.TurnAsync("1", "1");
@@ -59,9 +47,8 @@ public sealed class Endings(SharedServer server) : IClassFixture<SharedServer>
     }
 
     // A parent that knows a signal from an exit code. It feeds the tool a line, passes one of its lines on, and signals it when told so.
-    static async Task<Running> StartAsync(int signal, params string[] arguments)
+    static Running Start(int signal, params string[] arguments)
     {
-        Skipped.Unless((await Tool.TypeAsync("command -v python3")).ExitCode == 0, "python3");
         return Running.StartBy("python3", ["-c", """
             import subprocess, sys
             tool = subprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -97,9 +84,7 @@ public sealed class Endings(SharedServer server) : IClassFixture<SharedServer>
         Assert.Matches("^1 sent, .*, ended by this side\n$", end.Error);
     }
 
-    [Theory]
-    [InlineData(0)]
-    [InlineData(1)]
+    [Theory, Rows(0, 1)]
     public async Task APingSumsUpWhenAnswersStop(int answers)
     {
         await using var fake = new FakeServer(async peer =>
@@ -128,9 +113,7 @@ public sealed class Endings(SharedServer server) : IClassFixture<SharedServer>
         Assert.Matches($@"\A{late}1 sent, 1 answered, 0 lost, 0 under way\nminimum .*\nthe stream lived for [0-9.]+ s, ended by this side\n\z", end.Error);
     }
 
-    [Theory]
-    [InlineData(true)]
-    [InlineData(false)]
+    [Theory, Rows(true, false)]
     public async Task APingWithoutAnAnswerFailsAtItsDeadline(bool isConnected)
     {
         await using var fake = new FakeServer(_ => Task.CompletedTask);
@@ -141,9 +124,7 @@ public sealed class Endings(SharedServer server) : IClassFixture<SharedServer>
         Assert.Matches(@"(?s)\A(.*\n)?streamer: DEADLINE_EXCEEDED: the deadline has passed.*\n\z", end.Error);
     }
 
-    [Theory]
-    [InlineData("max", "--address")]
-    [InlineData("serve", "--listen")]
+    [Theory, InlineData("max", "--address"), InlineData("serve", "--listen")]
     public async Task WhatNobodyForesawIsOneLine(string command, string option)
     {
         Skipped.Unless(OperatingSystem.IsLinux(), "Linux, where the folder that a process works in can be removed");

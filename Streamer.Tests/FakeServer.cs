@@ -1,6 +1,3 @@
-using System.Net;
-using System.Net.Sockets;
-
 namespace Streamer.Tests;
 
 /// <summary>A server that does the same on each connection.</summary>
@@ -16,6 +13,13 @@ sealed class FakeServer : IAsyncDisposable
         Address = $"http://127.0.0.1:{((IPEndPoint)listener.LocalEndPoint!).Port}";
         Serving = ServeAsync(serve, silent);
     }
+
+    /// <summary>One that answers at once, and ends the stream with OK, whatever the client still has to say.</summary>
+    public static FakeServer AnswerOnce(byte[] answer) => new(async peer =>
+    {
+        var (stream, _) = await peer.ReadRequestAsync();
+        await peer.SendAsync([Frame.Headers(stream, [(":status", "200"), ("content-type", "application/grpc")]), Frame.Data(stream, answer), Frame.Headers(stream, [("grpc-status", "0")], end: true), Frame.RstStream(stream, ErrorCode.NoError)]);
+    });
 
     public string Address { get; }
 

@@ -1,5 +1,3 @@
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>Bodies that nobody would send, by the thousand.</summary>
@@ -55,7 +53,7 @@ public class Fuzz(ITestOutputHelper output)
             if (check == ChecksToWarmUp)
                 warm = server.Process.Memory;
         }
-        await server.Process.MemoryFallsToAsync(warm * 3 / 2);
+        Assert.InRange(server.Process.PeakMemory, 1, RunningServer.MemoryLimit);
         output.WriteLine($"{warm >> 20} MiB after warm-up, {server.Process.Memory >> 20} MiB at the end");
         server.Process.Signal("TERM");
         Assert.Equal(new Result(0, "", ""), await server.Process.EndAsync());

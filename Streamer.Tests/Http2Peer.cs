@@ -1,7 +1,3 @@
-using System.Buffers.Binary;
-using System.Net;
-using System.Net.Sockets;
-using System.Text;
 using System.Threading.Channels;
 
 namespace Streamer.Tests;
@@ -83,6 +79,9 @@ sealed class Http2Peer : IAsyncDisposable
     TaskCompletionSource windowGrew = new(TaskCreationOptions.RunContinuationsAsynchronously);
     long initialWindow = DefaultWindow;
     int lastStream = -1;
+
+    /// <summary>Whether it takes what comes; where not, the kernel is full of it some time.</summary>
+    public bool Reads { get; set; } = true;
 
     Http2Peer(Socket socket) => (this.socket, stream) = (socket, new(socket, ownsSocket: true));
 
@@ -196,13 +195,22 @@ sealed class Http2Peer : IAsyncDisposable
         }
     }
 
+    /// <summary>The next frame of a type on a stream; null at the connection's end.</summary>
+    public async Task<Frame?> ReadAsync(FrameType type, int id)
+    {
+        while (await ReadAsync() is { } frame)
+            if ((frame.Type, frame.Stream) == (type, id))
+                return frame;
+        return null;
+    }
+
     async Task ReadLoopAsync(int skip = 0)
     {
         try
         {
             await stream.ReadExactlyAsync(new byte[skip]);
             var head = new byte[Frame.HeaderSize];
-            while (true)
+            while (Reads)
             {
                 await stream.ReadExactlyAsync(head);
                 var payload = new byte[BinaryPrimitives.ReadInt32BigEndian(head) >>> 8];

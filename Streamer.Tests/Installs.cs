@@ -1,5 +1,4 @@
 using System.Text.Json;
-using Xunit;
 
 namespace Streamer.Tests;
 
@@ -12,10 +11,9 @@ public class Installs
     static readonly (string, string?)[] quiet = [("DOTNET_CLI_TELEMETRY_OPTOUT", "1"), ("DOTNET_NOLOGO", "1")];
 
     // Of a Linux, musl's and bionic's are not glibc's; all others are no Linux of the processor that packed.
-    [Theory]
-    [InlineData("linux-x64", "any"), InlineData("linux-arm64", "any"), InlineData("osx-x64", "any"), InlineData("osx-arm64", "any"), InlineData("win-x64", "any")]
-    [InlineData("linux-musl-x64", "linux-musl"), InlineData("linux-musl-arm64", "linux-musl"), InlineData("alpine.3.18-x64", "linux-musl")]
-    [InlineData("linux-bionic-x64", "linux-bionic"), InlineData("linux-bionic-arm64", "linux-bionic")]
+    [Theory, InlineData("linux-x64", "any"), InlineData("linux-arm64", "any"), InlineData("osx-x64", "any"), InlineData("osx-arm64", "any"), InlineData("win-x64", "any"),
+        InlineData("linux-musl-x64", "linux-musl"), InlineData("linux-musl-arm64", "linux-musl"), InlineData("alpine.3.18-x64", "linux-musl"),
+        InlineData("linux-bionic-x64", "linux-bionic"), InlineData("linux-bionic-arm64", "linux-bionic")]
     public async Task AMachineGetsThePackageThatRunsThere(string machine, string expected)
     {
         Skipped.Unless(Directory.Exists(packages), "`dotnet pack`, whose packages they install");
@@ -32,13 +30,11 @@ public class Installs
 
     static string Version() => Path.GetFileName(Directory.GetFiles(packages, "Streamer.*.nupkg").Single(file => char.IsDigit(Path.GetFileName(file)["Streamer.".Length])))["Streamer.".Length..^".nupkg".Length];
 
-    [Theory]
-    [InlineData("linux-x64", "gcc"), InlineData("linux-arm64", "clang"), InlineData("linux-musl-x64", "gcc")]
+    [Theory, InlineData("linux-x64", "gcc"), InlineData("linux-arm64", "clang"), InlineData("linux-musl-x64", "gcc")]
     public Task WithACompilerTheMachinesPackageIsNative(string machine, string compiler) => IsPackedAsync(machine, compiler, isNative: true);
 
     // What .NET links with is `clang` or `gcc`, not any `cc`; on a Mac the latter are found in folders of their own.
-    [Theory]
-    [InlineData("linux-x64", "cc"), InlineData("linux-arm64", "cc"), InlineData("linux-musl-x64", "cc"), InlineData("win-x64", "gcc"), InlineData("win-arm64", "clang")]
+    [Theory, InlineData("linux-x64", "cc"), InlineData("linux-arm64", "cc"), InlineData("linux-musl-x64", "cc"), InlineData("win-x64", "gcc"), InlineData("win-arm64", "clang")]
     public Task WithoutOneItIsReadyToRun(string machine, string compiler) => IsPackedAsync(machine, compiler, isNative: false);
 
     static async Task IsPackedAsync(string machine, string compiler, bool isNative)

@@ -1,9 +1,4 @@
-using System.ComponentModel;
-using System.Diagnostics;
-using System.Net;
-using System.Net.Sockets;
 using System.Text.Json;
-using Xunit;
 
 namespace Streamer.Tests;
 
@@ -307,26 +302,9 @@ static class Peer
     static readonly string folder = Path.Combine(Tool.Folder, "peers");
 
     // The first python3 that has grpcio: Debian's is often behind another one on the path.
-    static readonly Lazy<string?> python = new(() => (Environment.GetEnvironmentVariable("PATH") ?? "").Split(Path.PathSeparator)
-        .Select(directory => Path.Combine(directory, "python3"))
-        .FirstOrDefault(file => File.Exists(file) && Succeeds(file, "-c", "import grpc, google.protobuf")));
+    static readonly Lazy<string?> python = new(() => Programs.Find("python3", file => Running.StartProcess(file, ["-c", "import grpc, google.protobuf"]).EndAsync().Result.ExitCode == 0));
 
-    static readonly Lazy<bool> node = new(() => Succeeds("node", "--version"));
-
-    static bool Succeeds(string file, params string[] arguments)
-    {
-        try
-        {
-            using var process = Process.Start(new ProcessStartInfo(file, arguments) { RedirectStandardOutput = true, RedirectStandardError = true })!;
-            return process.WaitForExit(Tool.Patience) && process.ExitCode == 0;
-        }
-        catch (Win32Exception)
-        {
-            return false;
-        }
-    }
-
-    static bool HasPackage(string name) => node.Value && Directory.Exists(Path.Combine(folder, "node_modules", name));
+    static bool HasPackage(string name) => Programs.Find("node") is not null && Directory.Exists(Path.Combine(folder, "node_modules", name));
 
     static (string File, string Script) Command(string peer)
     {

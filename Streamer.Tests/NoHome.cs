@@ -1,5 +1,3 @@
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>TLS with files that are named needs no home: a container's user often has none.</summary>
@@ -12,11 +10,7 @@ public sealed class NoHome : IDisposable
 
     public void Dispose() => certificates.Dispose();
 
-    [Theory]
-    [InlineData("-u", "HOME")]
-    [InlineData("HOME=")]
-    [InlineData("HOME=/nonexistent")]
-    [InlineData("HOME=/root")]
+    [Theory, InlineData("-u", "HOME"), InlineData("HOME="), InlineData("HOME=/nonexistent"), InlineData("HOME=/root")]
     public async Task TlsNeedsNone(params string[] home)
     {
         string[] before = ["--reuid", $"{nobody}", "--regid", $"{nobody}", "--clear-groups", "env", .. home];

@@ -1,5 +1,3 @@
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>Many calls on one connection that the server ends while their requests go on, beside a stream that is answered all the while.</summary>
@@ -83,9 +81,8 @@ public class OneConnection(SharedServer server) : IClassFixture<SharedServer>
 
     // No deadline among them: where one passes before a call's headers have left, as on a busy machine, grpcio resets a
     // stream that it has never opened, and that ends the connection (RFC 9113, section 5.1).
-    [Theory]
-    [InlineData("nobody.Knows/FindMaximum", "0805", "UNIMPLEMENTED")]
-    [InlineData("streaming.CalculatorService/FindMaximum", "0000", "INTERNAL")]
+    [Theory, InlineData("nobody.Knows/FindMaximum", "0805", "UNIMPLEMENTED"),
+        InlineData("streaming.CalculatorService/FindMaximum", "0000", "INTERNAL")]
     public async Task ALibrarysCallsGetTheirStatusToo(string method, string message, string status)
     {
         await using var client = Peer.Call(Peer.Python, server.Address, "streaming.GreetService/GreetEveryone", new { beside = new { method, message, calls = Calls } });

@@ -1,7 +1,3 @@
-using System.Text;
-using System.Text.RegularExpressions;
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>`streamer ping`, and every way it ends.</summary>
@@ -16,15 +12,11 @@ public sealed class Ping(SharedServer server) : IClassFixture<SharedServer>
     public async Task EachNumberIsAnswered() =>
         Snapshot.Verify(Regex.Replace(Verbose.Masked((await Tool.RunAsync("", "ping", "--address", server.Address, "--every", "0.01", "--count", "3")).ToString()), late, ""));
 
-    [Theory]
-    [InlineData("calculator.CalculatorService/FindMaximum")]
-    [InlineData("streaming.CalculatorService/FindMaximum")]
+    [Theory, Rows("calculator.CalculatorService/FindMaximum", "streaming.CalculatorService/FindMaximum")]
     public async Task TheCoursesMethodWorks(string method) =>
         AssertSummary(await Tool.RunAsync("", "ping", "--address", server.Address, "--method", method, "--count", "1", "-H", "x-trace: 1"), "1 sent, 1 answered, 0 lost, 0 under way", "this side's half-close: OK");
 
-    [Theory]
-    [InlineData("INT", 130)]
-    [InlineData("TERM", 143)]
+    [Theory, InlineData("INT", 130), InlineData("TERM", 143)]
     public async Task ASignalIsSummedUp(string signal, int exitCode)
     {
         await using var ping = Running.Start("ping", "--address", server.Address, "--every", "0.1");

@@ -1,6 +1,3 @@
-using System.Text.RegularExpressions;
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>The line of --stats on a terminal, while a call goes on.</summary>
@@ -26,11 +23,8 @@ public sealed class Progress(SharedServer server) : IClassFixture<SharedServer>,
         Assert.Equal("1\n2\n3\n", File.ReadAllText(folder["f.out"]));
     }
 
-    [Theory]
-    [InlineData("streamer max --stats > $F.out", "xterm")]
-    [InlineData("echo 1 2 3 | streamer max --stats", "xterm")]
-    [InlineData("echo 1 2 3 | streamer max --stats -v > $F.out", "xterm")]
-    [InlineData("echo 1 2 3 | streamer max --stats > $F.out", "dumb")]
+    [Theory, InlineData("streamer max --stats > $F.out", "xterm"), InlineData("echo 1 2 3 | streamer max --stats", "xterm"),
+        InlineData("echo 1 2 3 | streamer max --stats -v > $F.out", "xterm"), InlineData("echo 1 2 3 | streamer max --stats > $F.out", "dumb")]
     public async Task IsNotShownWhereItWouldBeInTheWay(string line, string term)
     {
         await using var terminal = Type(line.Replace("echo 1 2 3", Input), term);

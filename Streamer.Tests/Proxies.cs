@@ -1,10 +1,5 @@
-using System.Collections.Concurrent;
-using System.Net;
-using System.Net.Sockets;
 using System.Security.Cryptography;
 using System.Security.Cryptography.X509Certificates;
-using System.Text.RegularExpressions;
-using Xunit;
 
 namespace Streamer.Tests;
 
@@ -68,9 +63,8 @@ public class Proxies
 
     // Neither proxy sends a status then: nginx resets the stream, with a code that depends on which of its timers is
     // first, and HAProxy ends it without trailers and resets it as well. grpc-go says INTERNAL of both.
-    [Theory]
-    [InlineData("nginx", "the server reset the stream: (PROTOCOL_ERROR|INTERNAL_ERROR)")]
-    [InlineData("haproxy", "the server ended the stream without trailers")]
+    [Theory, InlineData("nginx", "the server reset the stream: (PROTOCOL_ERROR|INTERNAL_ERROR)"),
+        InlineData("haproxy", "the server ended the stream without trailers")]
     public Task IdleStreamIsCutOff(string name, string error) => Wait.ForEnoughAsync(async seconds =>
     {
         await using var site = await Site.StartAsync(name, configuration => configuration.Replace(" 1h", $" {seconds}s"));
@@ -85,9 +79,7 @@ public class Proxies
         return true;
     });
 
-    [Theory]
-    [InlineData("nginx", 502)]
-    [InlineData("haproxy", 503)]
+    [Theory, InlineData("nginx", 502), InlineData("haproxy", 503)]
     public async Task AllServersAreGone(string name, int status)
     {
         await using var site = await Site.StartAsync(name);
@@ -136,7 +128,7 @@ public class Proxies
     public async Task DrainEndsCalls(string name)
     {
         await using var site = await Site.StartAsync(name, drain: 1);
-        await using var clients = new Group(Enumerable.Range(0, 6).Select(_ => Running.Start("greet", "--address", site.Address)));
+        await using var clients = new Group<Running>(Enumerable.Range(0, 6).Select(_ => Running.Start("greet", "--address", site.Address)));
         foreach (var client in clients)
             await client.TurnAsync("Ada", "Hello Ada!");
         site.Servers[0].Process.Signal("TERM");
@@ -219,9 +211,7 @@ sealed class Site : IAsyncDisposable
     /// <summary>Starts the servers and the proxy with its file in the folder proxies, which is changed in its ports and by <paramref name="change"/>.</summary>
     public static async Task<Site> StartAsync(string name, Func<string, string>? change = null, double drain = 30)
     {
-        var program = (Environment.GetEnvironmentVariable("PATH") + ":/usr/sbin").Split(':').Select(directory => Path.Combine(directory, name)).FirstOrDefault(File.Exists);
-        Skipped.Unless(program is not null, $"{name} (Debian: apt install {name})");
-
+        var program = Program(name);
         var servers = await Task.WhenAll(Enumerable.Range(0, 3).Select(_ => RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", $"{drain}")));
         // Neither proxy takes port 0.
         var port = new FreePort();
@@ -242,6 +232,9 @@ sealed class Site : IAsyncDisposable
         return site;
     }
 
+    /// <summary>A proxy's program, which is not on everybody's path.</summary>
+    internal static string Program(string name) => Programs.Find($"/usr/sbin/{name}") ?? Programs.Need(name);
+
     internal static async Task<bool> ConnectsAsync(int port)
     {
         using var socket = new Socket(SocketType.Stream, ProtocolType.Tcp);
@@ -251,6 +244,30 @@ sealed class Site : IAsyncDisposable
             return true;
         }
         catch (SocketException)
+        {
+            return false;
+        }
+    }
+
+    /// <summary>Calls like anybody else.</summary>
+    internal static async Task CallAsync(int port)
+    {
+        await using var peer = await Http2Peer.ConnectAsync(port);
+        Assert.True(await IsServedAsync(peer));
+    }
+
+    /// <summary>Whether a connection is there and serves a call; where not, it was closed before one.</summary>
+    internal static async Task<bool> IsServedAsync(Http2Peer peer)
+    {
+        try
+        {
+            var id = await peer.RequestAsync(Grpc.FindMaximum, []);
+            await peer.SendAsync(Frame.Data(id, Grpc.Numbers(1, 5, 3), end: true));
+            var response = await peer.ReadResponseAsync(id);
+            Assert.True(response is { Status: null, Ended: false } || response.Status == Status.Ok && Grpc.ToNumbers(response.Messages) is [1, 5], $"{response}");
+            return response.Ended;
+        }
+        catch (IOException)
         {
             return false;
         }
@@ -276,13 +293,13 @@ sealed class Site : IAsyncDisposable
     }
 }
 
-/// <summary>Processes that end together.</summary>
-sealed class Group(IEnumerable<Running> processes) : List<Running>(processes), IAsyncDisposable
+/// <summary>What ends together.</summary>
+sealed class Group<T>(IEnumerable<T> items) : List<T>(items), IAsyncDisposable where T : IAsyncDisposable
 {
     public async ValueTask DisposeAsync()
     {
-        foreach (var process in this)
-            await process.DisposeAsync();
+        foreach (var item in this)
+            await item.DisposeAsync();
     }
 }
 

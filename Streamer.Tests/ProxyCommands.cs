@@ -1,16 +1,12 @@
-using System.Text.RegularExpressions;
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>What the proxies' files say to type, typed as it stands there.</summary>
 public class ProxyCommands
 {
-    [Theory]
-    [InlineData("nginx.conf")]
-    [InlineData("haproxy.cfg")]
+    [Theory, Rows("nginx.conf", "haproxy.cfg")]
     public async Task Work(string file)
     {
+        Site.Program(Path.GetFileNameWithoutExtension(file));
         using var folder = new TempFolder();
         // Only the ports are other ones, at which nobody listens.
         using FreePort proxyPort = new(), one = new(), two = new(), three = new();

@@ -1,7 +1,3 @@
-using System.Net.Sockets;
-using System.Text.RegularExpressions;
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>A server is reached at whichever of its addresses it listens, and listens at what the machine has.</summary>
@@ -12,9 +8,8 @@ public class Reach
 
     static readonly Result One = new(0, "1\n", "");
 
-    [Theory]
-    [InlineData("127.0.0.1", "trying http://[::1]:50051", "http://[::1]:50051: Connection refused", "trying http://127.0.0.1:50051", "connected to http://127.0.0.1:50051")]
-    [InlineData("[::1]", "trying http://[::1]:50051", "connected to http://[::1]:50051")]
+    [Theory, InlineData("127.0.0.1", "trying http://[::1]:50051", "http://[::1]:50051: Connection refused", "trying http://127.0.0.1:50051", "connected to http://127.0.0.1:50051"),
+        InlineData("[::1]", "trying http://[::1]:50051", "connected to http://[::1]:50051")]
     public async Task AServerAtOneAddressOfANameIsFound(string host, params string[] tries)
     {
         await using var machine = await Machine.StartAsync(Both, needsIPv6: true);

@@ -1,5 +1,3 @@
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>What people paste into a bug report holds nobody's password: neither -v nor an error repeats one.</summary>
@@ -7,32 +5,15 @@ public sealed class Secrets(SharedServer server) : IClassFixture<SharedServer>
 {
     const string Secret = "s3cret", Url = $"http://me:{Secret}@127.0.0.1:1";
 
-    [Theory]
-    [InlineData("max", "-H", Secret)]
-    [InlineData("max", "-H", $"x key: {Secret}")]
-    [InlineData("max", "-H", $"x-key: {Secret}ü")]
-    [InlineData("max", "-H", $"x-key-bin: {Secret}!")]
-    [InlineData("max", "-H", $"te: {Secret}")]
-    [InlineData("max", $"-H=x key: {Secret}")]
-    [InlineData("max", "-H", "x-key:", Secret)]
-    [InlineData("ping", "-H", "x-key:", Secret)]
-    [InlineData("max", $"authorization: {Secret}")]
-    [InlineData("max", "--", Secret)]
-    [InlineData("max", $"--header=x-key: {Secret}")]
-    [InlineData("max", "--address", Url)]
-    [InlineData("ping", "--address", $"me:{Secret}@127.0.0.1:1")]
-    [InlineData("max", "--address", $"http://127.0.0.1:1/?token={Secret}")]
-    [InlineData("max", "--address", $"unix:{Secret}/")]
-    [InlineData("max", "--address", Url, "--address", Url)]
-    [InlineData("max", $"--adress={Url}")]
-    [InlineData("max", $"--adress:{Url}")]
-    [InlineData($"--address={Url}", "max")]
-    [InlineData("max", "--method", $"{Url}/FindMaximum")]
-    [InlineData("max", "--deadline", Secret)]
-    [InlineData("ping", "--count", Secret)]
-    [InlineData("serve", "--listen", Url)]
-    [InlineData("serve", Url)]
-    [InlineData(Url)]
+    [Theory, InlineData("max", "-H", Secret), InlineData("max", "-H", $"x key: {Secret}"), InlineData("max", "-H", $"x-key: {Secret}ü"),
+        InlineData("max", "-H", $"x-key-bin: {Secret}!"), InlineData("max", "-H", $"te: {Secret}"), InlineData("max", $"-H=x key: {Secret}"),
+        InlineData("max", "-H", "x-key:", Secret), InlineData("ping", "-H", "x-key:", Secret), InlineData("max", $"authorization: {Secret}"),
+        InlineData("max", "--", Secret), InlineData("max", $"--header=x-key: {Secret}"), InlineData("max", "--address", Url),
+        InlineData("ping", "--address", $"me:{Secret}@127.0.0.1:1"), InlineData("max", "--address", $"http://127.0.0.1:1/?token={Secret}"),
+        InlineData("max", "--address", $"unix:{Secret}/"), InlineData("max", "--address", Url, "--address", Url),
+        InlineData("max", $"--adress={Url}"), InlineData("max", $"--adress:{Url}"), InlineData($"--address={Url}", "max"),
+        InlineData("max", "--method", $"{Url}/FindMaximum"), InlineData("max", "--deadline", Secret), InlineData("ping", "--count", Secret),
+        InlineData("serve", "--listen", Url), InlineData("serve", Url), InlineData(Url)]
     public async Task AnErrorRepeatsNoValue(params string[] arguments) => HoldsNone(await Tool.RunAsync("", arguments));
 
     [Fact]

@@ -1,14 +1,14 @@
-using System.Collections.Concurrent;
 using System.Diagnostics.CodeAnalysis;
+using System.Reflection;
 using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using Streamer.Tests;
-using Xunit;
 using Xunit.Sdk;
 using Xunit.v3;
 
 [assembly: TestCollectionOrderer(typeof(LongestFirst))]
 [assembly: AssemblyFixture(typeof(Skipped))]
+[assembly: AssemblyFixture(typeof(OneProcess))]
 
 namespace Streamer.Tests;
 
@@ -23,7 +23,11 @@ sealed class LongestFirst : ITestCollectionOrderer
 
     public IReadOnlyCollection<T> OrderTestCollections<T>(IReadOnlyCollection<T> collections) where T : ITestCollection =>
         [.. collections.OrderByDescending(collection => classes.Reverse().ToList().FindIndex(name => collection.TestCollectionDisplayName.Contains($".{name} ")))];
+}
 
+/// <summary>What holds for this process before its first test.</summary>
+static class Suite
+{
     [ModuleInitializer]
     internal static void Prepare()
     {
@@ -37,6 +41,36 @@ sealed class LongestFirst : ITestCollectionOrderer
 
     [DllImport("libc")]
     static extern nint signal(int number, nint handler);
+}
+
+/// <summary>The other programs that tests are made of.</summary>
+static class Programs
+{
+    /// <summary>Where exec would find a program; null where it is missing.</summary>
+    public static string? Find(string name, Func<string, bool>? fits = null) =>
+        (name.Contains('/') ? "/" : Environment.GetEnvironmentVariable("PATH") ?? "").Split(':').Select(folder => Path.Combine(folder, name))
+            .FirstOrDefault(file => File.Exists(file) && access(file, 1) == 0 && fits?.Invoke(file) != false);
+
+    /// <summary>The same, but the running test is skipped where it is missing.</summary>
+    public static string Need(string name)
+    {
+        var file = Find(name);
+        Skipped.Unless(file is not null, name);
+        return file;
+    }
+
+    [DllImport("libc")]
+    static extern int access(string path, int mode);
+}
+
+/// <summary>Rows of a theory that have one value each.</summary>
+[AttributeUsage(AttributeTargets.Method)]
+sealed class RowsAttribute(params object?[] values) : DataAttribute
+{
+    public override ValueTask<IReadOnlyCollection<ITheoryDataRow>> GetData(MethodInfo testMethod, DisposalTracker disposalTracker) =>
+        new([.. values.Select(value => new TheoryDataRow(value))]);
+
+    public override bool SupportsDiscoveryEnumeration() => true;
 }
 
 /// <summary>Skips tests that this machine cannot run, and says at the end how many and what they need.</summary>

@@ -202,7 +202,7 @@ public sealed class Tls : IDisposable
             ([.. max, "--cert", cert], "--cert and --key go together"),
             ([.. max, "--cert", certificates.Folder, "--key", key], $"cannot use {certificates.Folder} and {key}: "),
         })
-            Fails(2, line, await Tool.RunAsync("", arguments));
+            Fails(2, line, await OneProcess.TypeAsync($"streamer {string.Join(' ', arguments)}"));
     }
 
     // Who asks for TLS must not get plain text without a word: `HOST:PORT` alone is plain.
@@ -213,7 +213,7 @@ public sealed class Tls : IDisposable
         foreach (var (address, told) in new[] { ("127.0.0.1:1", "http://127.0.0.1:1"), ("http://127.0.0.1:1", "http://127.0.0.1:1"), ("unix:/none", "unix:/none") })
             foreach (var options in new string[][] { ["--cacert", certificates.Root], ["--cert", cert, "--key", key], ["--insecure"] })
                 foreach (var command in new[] { "max", "greet", "ping" })
-                    Fails(2, $"--cacert, --cert and --insecure are for TLS: call https://HOST:PORT, not {told}", await Tool.RunAsync("1\n", [command, "--address", address, .. options]));
+                    Fails(2, $"--cacert, --cert and --insecure are for TLS: call https://HOST:PORT, not {told}", await OneProcess.TypeAsync($"streamer {command} --address {address} {string.Join(' ', options)}"));
         string[] plain = ["serve", "--cert", cert, "--key", key, "--listen", "http://127.0.0.1:0"];
         Fails(2, "--cert and --key are for TLS: ", await Tool.RunAsync("", plain));
         Fails(2, "--cert and --key are for TLS: ", await Tool.RunAsync("", [.. plain, "--listen", $"unix:{certificates.Folder}/socket"]));

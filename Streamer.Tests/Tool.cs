@@ -1,12 +1,8 @@
 using System.Diagnostics;
 using System.Globalization;
 using System.IO.Pipes;
-using System.Net;
-using System.Net.Sockets;
 using System.Reflection;
 using System.Runtime.InteropServices;
-using System.Text;
-using Xunit;
 
 namespace Streamer.Tests;
 
@@ -22,22 +18,24 @@ static class Tool
     static string About(string key) => typeof(Tool).Assembly.GetCustomAttributes<AssemblyMetadataAttribute>().Single(about => about.Key == key).Value!;
 
     /// <summary>How to start the tool: a file name, and arguments that come before the tool's own.</summary>
-    public static (string File, string[] Arguments) Command
-    {
-        get
-        {
-            var tool = Environment.GetEnvironmentVariable("STREAMER_TOOL") is { Length: > 0 } other ? other : About("Tool");
-            return tool.EndsWith(".dll", StringComparison.Ordinal) ? ("dotnet", [tool]) : (tool, []);
-        }
-    }
+    public static (string File, string[] Arguments) Command { get; } =
+        (Environment.GetEnvironmentVariable("STREAMER_TOOL") is { Length: > 0 } other ? other : About("Tool")) is var tool && IsManaged(tool) ? ("dotnet", [tool]) : (tool, []);
+
+    static bool IsManaged(string tool) => tool.EndsWith(".dll", StringComparison.Ordinal);
+
+    /// <summary>How many of so many cases to run where each starts a process: a native one is there in no time.</summary>
+    public static int Cases(int many) => Command.Arguments is [] ? many : many / 4;
 
     /// <summary>Types a line into bash, where `streamer` is the tool, and waits for its end.</summary>
-    public static async Task<Result> TypeAsync(string line, params (string Name, string? Value)[] environment)
+    public static Task<Result> TypeAsync(string line, params (string Name, string? Value)[] environment) =>
+        TypeAsync("""tool=("$@"); streamer() { "${tool[@]}" "$@"; };""", [Command.File, .. Command.Arguments], line, environment);
+
+    /// <param name="prelude">What `streamer` is.</param>
+    /// <param name="arguments">What is "$@" there.</param>
+    public static async Task<Result> TypeAsync(string prelude, string[] arguments, string line, (string Name, string? Value)[] environment)
     {
-        var (file, first) = Command;
         // .NET's children ignore SIGPIPE, as nobody's shell does: `yes` would complain where it should just end.
-        await using var shell = Running.StartProcess("env",
-            ["--default-signal=PIPE", "bash", "-c", $$"""tool=("$@"); streamer() { "${tool[@]}" "$@"; }; {{line}}""", "bash", file, .. first], environment);
+        await using var shell = Running.StartProcess("env", ["--default-signal=PIPE", Programs.Need("bash"), "-c", $"{prelude} {line}", "bash", .. arguments], environment);
         shell.Input.Close();
         return await shell.EndAsync();
     }
@@ -49,10 +47,7 @@ static class Tool
     public static async Task<Result> RunAsync(byte[] input, params string[] arguments)
     {
         await using var tool = Running.Start(arguments);
-        var feeding = tool.FeedAsync(input);
-        var result = await tool.EndAsync();
-        await feeding;
-        return result;
+        return await tool.EndAsync(input);
     }
 }
 
@@ -96,10 +91,10 @@ sealed class Running : IAsyncDisposable
     /// <summary>Starts the tool by a line of bash that has it and its arguments as "$@".</summary>
     public static Running StartInBash(string line, params string[] arguments) => StartBy("bash", ["-c", line, "bash"], arguments);
 
-    /// <summary>Starts any program.</summary>
+    /// <summary>Starts any program, or skips the test where it is missing: there is no other way to start one.</summary>
     public static Running StartProcess(string file, string[] arguments, params (string Name, string? Value)[] environment)
     {
-        var start = new ProcessStartInfo(file, arguments)
+        var start = new ProcessStartInfo(Programs.Need(file), arguments)
         {
             RedirectStandardInput = true,
             RedirectStandardOutput = true,
@@ -128,9 +123,6 @@ sealed class Running : IAsyncDisposable
             return process.WorkingSet64;
         }
     }
-
-    /// <summary>Waits until the process has no more memory in use than that: what is garbage is collected once it is at rest.</summary>
-    public Task MemoryFallsToAsync(long bytes) => Wait.UntilAsync(() => Memory <= bytes, () => $"{Memory >> 20} MiB stay in use, where {bytes >> 20} were expected");
 
     /// <summary>The most memory that the process has had in use so far, in MiB.</summary>
     public int PeakMemory => int.Parse(
@@ -217,8 +209,42 @@ sealed class Running : IAsyncDisposable
         }
     }
 
-    /// <summary>Sends a signal by its name: INT, TERM, KILL, STOP, CONT.</summary>
-    public void Signal(string name) => Process.Start("kill", [$"-{name}", $"{process.Id}"]).WaitForExit();
+    /// <summary>Writes a number a line until nobody reads them any more.</summary>
+    public async Task FeedNumbersAsync(int first)
+    {
+        try
+        {
+            for (var i = first; ; i++)
+                await Input.WriteAsync($"{i}\n");
+        }
+        catch (Exception e) when (e is IOException or ObjectDisposedException)
+        {
+        }
+    }
+
+    /// <summary>Sends a signal by its name.</summary>
+    public void Signal(string name) => Signal(Id, name);
+
+    /// <summary>Sends a signal to any process.</summary>
+    public static void Signal(int process, string name) => _ = kill(process, name switch
+    {
+        "HUP" => 1, "INT" => 2, "KILL" => 9, "TERM" => 15,
+        "CONT" => OperatingSystem.IsLinux() ? 18 : 19,
+        "STOP" => OperatingSystem.IsLinux() ? 19 : 17,
+        _ => throw new ArgumentException(name),
+    });
+
+    [DllImport("libc")]
+    static extern int kill(int process, int signal);
+
+    /// <summary>Feeds the process, and waits for its end.</summary>
+    public async Task<Result> EndAsync(byte[] input)
+    {
+        var feeding = FeedAsync(input);
+        var result = await EndAsync();
+        await feeding;
+        return result;
+    }
 
     /// <summary>Waits for the process to end and gives what was not read of its output yet.</summary>
     public async Task<Result> EndAsync()
@@ -241,6 +267,9 @@ sealed class Running : IAsyncDisposable
 sealed class RunningServer : IAsyncDisposable
 {
     RunningServer(Running process, string[] addresses) => (Process, Addresses) = (process, addresses);
+
+    /// <summary>In MiB, for what is done to a server thousands of times: several times as much would be in use if something of each stayed.</summary>
+    public const int MemoryLimit = 256;
 
     public Running Process { get; }
 
@@ -352,6 +381,12 @@ sealed class TempFolder : IDisposable
         File.WriteAllText(this[name], text);
         return this[name];
     }
+
+    /// <summary>Makes a named pipe and gives its path.</summary>
+    public string Pipe(string name) => mkfifo(this[name], 0b110_000_000) == 0 ? this[name] : throw new IOException(this[name]);
+
+    [DllImport("libc")]
+    static extern int mkfifo(string path, uint mode);
 
     public void Dispose() => folder.Delete(recursive: true);
 }

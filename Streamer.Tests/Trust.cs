@@ -1,10 +1,7 @@
-using System.Net;
 using System.Net.Security;
-using System.Net.Sockets;
 using System.Security.Authentication;
 using System.Security.Cryptography;
 using System.Security.Cryptography.X509Certificates;
-using Xunit;
 
 namespace Streamer.Tests;
 
@@ -55,10 +52,7 @@ public sealed class Trust : IDisposable
         await AssertNothingHappenedAsync(server, elsewhere, home);
     }
 
-    [Theory]
-    [InlineData("--cacert")]
-    [InlineData("the system's roots")]
-    [InlineData("--insecure")]
+    [Theory, Rows("--cacert", "the system's roots", "--insecure")]
     public async Task AClientFetchesNothing(string trusting)
     {
         using var elsewhere = new Elsewhere();
@@ -87,13 +81,8 @@ public sealed class Trust : IDisposable
 
     // --- Who is named is trusted ---
 
-    [Theory]
-    [InlineData("a root")]
-    [InlineData("an intermediate")]
-    [InlineData("an intermediate beside its root, which has expired")]
-    [InlineData("a certificate")]
-    [InlineData("a certificate that vouches for itself")]
-    [InlineData("a certificate among others")]
+    [Theory, Rows("a root", "an intermediate", "an intermediate beside its root, which has expired", "a certificate",
+        "a certificate that vouches for itself", "a certificate among others")]
     public async Task WhoIsNamedIsTrusted(string who)
     {
         using var stranger = Issuing.Authority("stranger", null);
@@ -115,15 +104,10 @@ public sealed class Trust : IDisposable
     }
 
     // What is trusted, and what is sent and with what key, by somebody who has all that is public and keys of his own.
-    [Theory]
-    [InlineData("a certificate with another's names, issuer and number")]
-    [InlineData("an intermediate with another's names, number and key identifier")]
-    [InlineData("an intermediate with another's names, and a root with its root's")]
-    [InlineData("an issuer's name without its signature")]
-    [InlineData("an issuer's name without its signature, and the issuer")]
-    [InlineData("a certificate that a trusted one has signed which is no authority")]
-    [InlineData("a certificate that one has signed which is no authority")]
-    [InlineData("another's certificate behind one's own")]
+    [Theory, Rows("a certificate with another's names, issuer and number", "an intermediate with another's names, number and key identifier",
+        "an intermediate with another's names, and a root with its root's", "an issuer's name without its signature",
+        "an issuer's name without its signature, and the issuer", "a certificate that a trusted one has signed which is no authority",
+        "a certificate that one has signed which is no authority", "another's certificate behind one's own")]
     public async Task NobodyElseIsTrusted(string attack)
     {
         var evil = Issuing.Authority("root", null, like: root);
@@ -149,10 +133,8 @@ public sealed class Trust : IDisposable
     }
 
     // Trust in an intermediate or in one certificate makes no other fault good.
-    [Theory]
-    [InlineData("expired", "it, or one that vouches for it, has expired or is not valid yet ", true)]
-    [InlineData("for another host", "it is not for 127.0.0.1", false)]
-    [InlineData("for the other side", "NotValidForUsage", true)]
+    [Theory, InlineData("expired", "it, or one that vouches for it, has expired or is not valid yet ", true),
+        InlineData("for another host", "it is not for 127.0.0.1", false), InlineData("for the other side", "NotValidForUsage", true)]
     public async Task WhoIsTrustedIsCheckedAllTheSame(string fault, string why, bool alsoByServers)
     {
         X509Certificate2 Faulty(string usage) => fault switch
@@ -214,11 +196,7 @@ public sealed class Trust : IDisposable
     }
 
     // As Kubernetes mounts a secret: a link to a file in a linked folder, and only the folder's link is swapped.
-    [Theory]
-    [InlineData("a link on the way is swapped")]
-    [InlineData("the link is swapped")]
-    [InlineData("what it leads to is overwritten in place")]
-    [InlineData("what it leads to is replaced")]
+    [Theory, Rows("a link on the way is swapped", "the link is swapped", "what it leads to is overwritten in place", "what it leads to is replaced")]
     public async Task WhatLinksLeadToNowIsUsed(string change)
     {
         using var next = Issuing.Authority("next", null);
@@ -264,9 +242,7 @@ public sealed class Trust : IDisposable
     }
 
     // Many clients resume their sessions, and send no chain then.
-    [Theory]
-    [InlineData(SslProtocols.Tls12)]
-    [InlineData(SslProtocols.Tls13)]
+    [Theory, Rows(SslProtocols.Tls12, SslProtocols.Tls13)]
     public async Task AClientMayComeBack(SslProtocols version)
     {
         await using var server = await RunningServer.StartAsync(1, [.. Https, .. Own(leaf, intermediate), "--client-ca", Pem(root)]);

@@ -1,23 +1,16 @@
-using System.Diagnostics;
-using System.Net.Sockets;
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>Serving and calling over a Unix socket.</summary>
 public sealed class UnixSockets : IDisposable
 {
-    readonly string folder = Directory.CreateTempSubdirectory("streamer-").FullName;
+    readonly TempFolder folder = new();
 
-    string SocketPath => Path.Combine(folder, "s");
+    string SocketPath => folder["s"];
     string Address => $"unix:{SocketPath}";
 
-    public void Dispose() => Directory.Delete(folder, recursive: true);
+    public void Dispose() => folder.Dispose();
 
-    [Theory]
-    [InlineData("TERM")]
-    [InlineData("INT")]
-    [InlineData("HUP")]
+    [Theory, Rows("TERM", "INT", "HUP")]
     public async Task ServesItsOwnerAloneAndRemovesTheSocketAtExit(string signal)
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", Address);
@@ -39,7 +32,7 @@ public sealed class UnixSockets : IDisposable
         Skipped.Unless(Environment.UserName == "root", "root, to call as another user");
         await using var server = await RunningServer.StartAsync(1, "--listen", Address);
         if (!OperatingSystem.IsWindows())
-            File.SetUnixFileMode(folder, (UnixFileMode)0b111_101_101);
+            File.SetUnixFileMode(folder["."], (UnixFileMode)0b111_101_101);
         await using var client = Running.StartBy("setpriv", ["--reuid=65534", "--regid=65534", "--clear-groups"], "max", "--address", Address);
         client.Input.Close();
         Assert.Equal(new(78, "", $"streamer: UNAVAILABLE: cannot connect to {Address}: Permission denied\n"), await client.EndAsync());
@@ -105,14 +98,12 @@ public sealed class UnixSockets : IDisposable
         Assert.True(Directory.Exists(SocketPath));
 
         Directory.Delete(SocketPath);
-        using (var mkfifo = Process.Start("mkfifo", SocketPath))
-            await mkfifo.WaitForExitAsync(TestContext.Current.CancellationToken);
+        folder.Pipe("s");
         Assert.Equal(1, (await Tool.RunAsync("", "serve", "--listen", Address)).ExitCode);
         Assert.True(File.Exists(SocketPath));
 
         File.Delete(SocketPath);
-        var file = Path.Combine(folder, "file");
-        File.WriteAllText(file, "precious");
+        var file = folder.Write("file", "precious");
         File.CreateSymbolicLink(SocketPath, file);
         Assert.Equal(1, (await Tool.RunAsync("", "serve", "--listen", Address)).ExitCode);
         Assert.Equal("precious", File.ReadAllText(SocketPath));

@@ -1,7 +1,3 @@
-using System.Text;
-using System.Text.RegularExpressions;
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>A stderr that is full and that nobody reads holds up neither a call nor an end.</summary>
@@ -13,13 +9,9 @@ public sealed class Unread(SharedServer server) : IClassFixture<SharedServer>, I
 
     public void Dispose() => folder.Dispose();
 
-    [Theory]
-    [InlineData("1 2\n", 0, "1\n2\n", "max", "--stats")]
-    [InlineData("1 2\n", 0, "1\n2\n", "max", "-v")]
-    [InlineData("1 x\n", 1, "1\n", "max")]
-    [InlineData("", 2, "", "max", "--bogus")]
-    [InlineData("1\n", 78, "", "max", "--address", "http://127.0.0.1:1")]
-    [InlineData("", 78, "", "ping", "--address", "http://127.0.0.1:1")]
+    [Theory, InlineData("1 2\n", 0, "1\n2\n", "max", "--stats"), InlineData("1 2\n", 0, "1\n2\n", "max", "-v"), InlineData("1 x\n", 1, "1\n", "max"),
+        InlineData("", 2, "", "max", "--bogus"), InlineData("1\n", 78, "", "max", "--address", "http://127.0.0.1:1"),
+        InlineData("", 78, "", "ping", "--address", "http://127.0.0.1:1")]
     public async Task ClientsEnd(string input, int exitCode, string output, params string[] arguments)
     {
         await using var client = Start(arguments);
@@ -44,9 +36,7 @@ public sealed class Unread(SharedServer server) : IClassFixture<SharedServer>, I
         Assert.Equal(["answer 1", "answer 2", "answer 3"], Regex.Matches((await ping.EndAsync()).Output, "answer [0-9]").Select(match => match.Value));
     }
 
-    [Theory]
-    [InlineData("max")]
-    [InlineData("ping")]
+    [Theory, Rows("max", "ping")]
     public async Task ADeadlineEndsAClient(string command)
     {
         await using var fake = new FakeServer(_ => Task.CompletedTask);
@@ -54,9 +44,7 @@ public sealed class Unread(SharedServer server) : IClassFixture<SharedServer>, I
         Assert.Equal(command == "ping" ? 1 : 68, (await client.EndAsync()).ExitCode);
     }
 
-    [Theory]
-    [InlineData("max")]
-    [InlineData("ping")]
+    [Theory, Rows("max", "ping")]
     public async Task ASignalEndsAClient(string command)
     {
         await using var client = Start(command, "-v");
@@ -101,10 +89,7 @@ public sealed class Unread(SharedServer server) : IClassFixture<SharedServer>, I
     }
 
     /// <summary>Nor does a stdout hold up a signal.</summary>
-    [Theory]
-    [InlineData("max")]
-    [InlineData("ping", "--every", "0.001")]
-    [InlineData("serve", "--listen", "http://127.0.0.1:0")]
+    [Theory, InlineData("max"), InlineData("ping", "--every", "0.001"), InlineData("serve", "--listen", "http://127.0.0.1:0")]
     public async Task ASignalEndsWhatNobodyReads(params string[] arguments)
     {
         Skipped.Unless(OperatingSystem.IsLinux(), "Linux, to look into a process");
@@ -130,9 +115,7 @@ public sealed class Unread(SharedServer server) : IClassFixture<SharedServer>, I
     }
 
     /// <summary>The same for a terminal that ^S has stopped, of which no poll can tell what it takes.</summary>
-    [Theory]
-    [InlineData("streamer max --address http://127.0.0.1:1 < /dev/null", 78)]
-    [InlineData("streamer max -v < /dev/null", 0)]
+    [Theory, InlineData("streamer max --address http://127.0.0.1:1 < /dev/null", 78), InlineData("streamer max -v < /dev/null", 0)]
     public async Task AStoppedTerminalHoldsUpNothing(string line, int exitCode)
     {
         await using var terminal = new Terminal($"stty ixon; echo ready; read; {line}; echo $? > {folder["code"]}", server.Address);

@@ -1,8 +1,3 @@
-using System.Net;
-using System.Net.Sockets;
-using System.Text.RegularExpressions;
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>--wait-for-ready: a connection is retried, a message never.</summary>
@@ -11,20 +6,13 @@ public class WaitForReady
     [Fact]
     public async Task AClientMayStartBeforeItsServer()
     {
-        var folder = Directory.CreateTempSubdirectory("streamer-");
-        try
-        {
-            var address = $"unix:{folder.FullName}/s";
-            await using var client = Running.Start("max", "--address", address, "--wait-for-ready");
-            await client.FeedAsync("1 5 3\n"u8.ToArray());
-            await HasFailedAsync(client);
-            await using var server = await RunningServer.StartAsync(1, "--listen", address);
-            Assert.Equal(new(0, "1\n5\n", ""), await client.EndAsync());
-        }
-        finally
-        {
-            folder.Delete(recursive: true);
-        }
+        using var folder = new TempFolder();
+        var address = $"unix:{folder["s"]}";
+        await using var client = Running.Start("max", "--address", address, "--wait-for-ready");
+        await client.FeedAsync("1 5 3\n"u8.ToArray());
+        await HasFailedAsync(client);
+        await using var server = await RunningServer.StartAsync(1, "--listen", address);
+        Assert.Equal(new(0, "1\n5\n", ""), await client.EndAsync());
     }
 
     [Fact]
@@ -59,29 +47,29 @@ public class WaitForReady
         Assert.Equal(new(130, "", ""), await client.EndAsync());
     }
 
-    [Theory]
-    [InlineData("the connection is dropped", "the connection to .+ was lost")]
-    [InlineData("the stream is refused", "the server refused the stream|the server reset the stream: REFUSED_STREAM")]
-    [InlineData("the connection is to be left", "http:.+ shut down before the stream had ended")]
+    [Theory, InlineData("the connection is dropped", "the connection to .+ was lost"),
+        InlineData("the stream is refused", "the server refused the stream|the server reset the stream: REFUSED_STREAM"),
+        InlineData("the connection is to be left", "http:.+ shut down before the stream had ended")]
     public async Task NothingIsSentTwice(string when, string message)
     {
-        using var listener = new TcpListener(IPAddress.Loopback, 0);
-        listener.Start();
-        var client = Tool.RunAsync("1 2 3\n", "max", "--address", $"http://{listener.LocalEndpoint}", "--wait-for-ready");
-        using (var server = await RawHttp2.AcceptAsync(listener))
+        await using var fake = new FakeServer(async peer =>
         {
-            Assert.NotNull(await server.ReadAsync(RawHttp2.Data, 1));
-            if (when == "the stream is refused")
-                await server.SendAsync(RawHttp2.RstStream, 0, 1, 0, 0, 0, 7);
-            else if (when == "the connection is to be left")
-                await server.SendAsync(RawHttp2.GoAway, 0, 0, new byte[8]);
-            if (when != "the connection is dropped")
-                Assert.Null(await server.ReadAsync(RawHttp2.Data, 3));
-        }
-        var result = await client;
+            var (stream, _) = await peer.ReadRequestAsync();
+            Assert.NotNull(await peer.ReadAsync(FrameType.Data, stream));
+            if (when == "the connection is dropped")
+                await peer.DisposeAsync();
+            else
+            {
+                await peer.SendAsync(when == "the stream is refused" ? Frame.RstStream(stream, ErrorCode.RefusedStream) : Frame.GoAway(0, ErrorCode.NoError));
+                while (await peer.ReadAsync() is { } frame)
+                    Assert.False(frame.Type == FrameType.Data && frame.Stream != stream);
+            }
+        });
+        var result = await Tool.RunAsync("1 2 3\n", "max", "--address", fake.Address, "--wait-for-ready");
         Assert.Equal((78, ""), (result.ExitCode, result.Output));
         Assert.Matches($@"^streamer: UNAVAILABLE: ({message})({Verbose.Counts})?\n\z", result.Error);
-        Assert.False(listener.Pending());
+        await fake.Serving.WaitAsync(Tool.Patience);
+        Assert.Equal(1, fake.Connections);
     }
 
     // A client that cannot connect sleeps between its attempts.

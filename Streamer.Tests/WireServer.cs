@@ -1,14 +1,9 @@
-using System.Text;
-using Xunit;
-
 namespace Streamer.Tests;
 
 /// <summary>What the server makes of the frames that peers send it, good and bad.</summary>
 public class WireServer(SharedServer server) : IClassFixture<SharedServer>
 {
     const string HealthCheck = "/grpc.health.v1.Health/Check", HealthWatch = "/grpc.health.v1.Health/Watch";
-
-    static readonly byte[] malformed = [0x08];
 
     /// <summary>A call with a whole body; afterwards the connection must still be good for another one.</summary>
     async Task<Response> CallAsync(string path, byte[] body, params (string Name, string? Value)[] fields)
@@ -53,22 +48,12 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
 
     // Requests
 
-    [Theory]
-    [InlineData("application/grpc")]
-    [InlineData("application/grpc+proto")]
-    [InlineData("application/grpc; charset=utf-8")]
-    [InlineData("application/grpc+proto;v=1")]
-    [InlineData("Application/GRPC")]
+    [Theory, Rows("application/grpc", "application/grpc+proto", "application/grpc; charset=utf-8", "application/grpc+proto;v=1", "Application/GRPC")]
     public async Task ContentTypesOfGrpcAreAccepted(string contentType) =>
         AssertNumbers([7], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Numbers(7), ("content-type", contentType)));
 
-    [Theory]
-    [InlineData("application/json")]
-    [InlineData("application/grpc-web")]
-    [InlineData("application/grpc-web+proto")]
-    [InlineData("application/grpcproto")]
-    [InlineData("text/plain; application/grpc")]
-    [InlineData(null)]
+    [Theory, Rows("application/json", "application/grpc-web", "application/grpc-web+proto", "application/grpcproto", "text/plain; application/grpc",
+        null)]
     public async Task OtherContentTypesGet415(string? contentType)
     {
         var response = await CallAsync(Grpc.FindMaximum, Grpc.Numbers(7), ("content-type", contentType));
@@ -76,12 +61,7 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         Assert.Empty(response.Messages);
     }
 
-    [Theory]
-    [InlineData("GET")]
-    [InlineData("PUT")]
-    [InlineData("HEAD")]
-    [InlineData("OPTIONS")]
-    [InlineData("SPLICE")]
+    [Theory, Rows("GET", "PUT", "HEAD", "OPTIONS", "SPLICE")]
     public async Task MethodsOtherThanPostAreRefused(string method)
     {
         var response = await CallAsync(Grpc.FindMaximum, Grpc.Numbers(7), (":method", method));
@@ -89,13 +69,8 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         Assert.Empty(response.Messages);
     }
 
-    [Theory]
-    [InlineData("/streaming.CalculatorService/FindMinimum")]
-    [InlineData("/streaming.Nothing/FindMaximum")]
-    [InlineData("/streaming.calculatorservice/findmaximum")]
-    [InlineData("/streaming.CalculatorService/FindMaximum/")]
-    [InlineData("/%C3%A9t%C3%A9/x")]
-    [InlineData("/a%0Ab/c%0D")]
+    [Theory, Rows("/streaming.CalculatorService/FindMinimum", "/streaming.Nothing/FindMaximum", "/streaming.calculatorservice/findmaximum",
+        "/streaming.CalculatorService/FindMaximum/", "/%C3%A9t%C3%A9/x", "/a%0Ab/c%0D")]
     public async Task AnUnknownMethodIsUnimplementedInTrailersOnly(string path)
     {
         var response = await CallAsync(path, Grpc.Numbers(7));
@@ -103,10 +78,7 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         Assert.True(response.IsTrailersOnly, response.ToString());
     }
 
-    [Theory]
-    [InlineData("/streaming.CalculatorService")]
-    [InlineData("/")]
-    [InlineData("//")]
+    [Theory, Rows("/streaming.CalculatorService", "/", "//")]
     public async Task APathWithoutAServiceAndAMethodGets404(string path)
     {
         var response = await CallAsync(path, Grpc.Numbers(7));
@@ -114,27 +86,19 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         Assert.Empty(response.Messages);
     }
 
-    [Theory]
-    [InlineData(Grpc.FindMaximum)]
-    [InlineData("/calculator.CalculatorService/FindMaximum")]
-    public async Task FindMaximumHasTwoNames(string path) =>
-        AssertNumbers([-3, 0, 5, long.MaxValue], Status.Ok, await CallAsync(path, Grpc.Numbers(-3, -4, 0, 0, 5, 2, long.MaxValue, long.MinValue)));
+    [Theory, Rows("streaming", "calculator")]
+    public async Task FindMaximumHasTwoNames(string package) => AssertNumbers([-3, 0, 5, long.MaxValue], Status.Ok,
+        await CallAsync($"/{package}.CalculatorService/FindMaximum", Grpc.Numbers(-3, -4, 0, 0, 5, 2, long.MaxValue, long.MinValue)));
 
-    [Theory]
-    [InlineData(Grpc.GreetEveryone)]
-    [InlineData("/greet.GreetService/GreetEveryone")]
-    public async Task GreetEveryoneHasTwoNames(string path)
+    [Theory, Rows("streaming", "greet")]
+    public async Task GreetEveryoneHasTwoNames(string package)
     {
-        var response = await CallAsync(path, [.. Grpc.Name("Ada"), .. Grpc.Name("Ada", "Lovelace")]);
+        var response = await CallAsync($"/{package}.GreetService/GreetEveryone", [.. Grpc.Name("Ada"), .. Grpc.Name("Ada", "Lovelace"), .. Grpc.Message([]), .. Grpc.Name("", "Lovelace")]);
         AssertStatus(Status.Ok, response);
-        Assert.Equal(["Hello Ada!", "Hello Ada Lovelace!"], Grpc.ToGreetings(response.Messages));
+        Assert.Equal(["Hello Ada!", "Hello Ada Lovelace!", "Hello !", "Hello  Lovelace!"], Grpc.ToGreetings(response.Messages));
     }
 
-    [Theory]
-    [InlineData(Grpc.FindMaximum)]
-    [InlineData(Grpc.GreetEveryone)]
-    [InlineData("/calculator.CalculatorService/FindMaximum")]
-    [InlineData("/greet.GreetService/GreetEveryone")]
+    [Theory, Rows(Grpc.FindMaximum, Grpc.GreetEveryone, "/calculator.CalculatorService/FindMaximum", "/greet.GreetService/GreetEveryone")]
     public async Task ResponseHeadersComeBeforeAnyMessage(string path)
     {
         await using var peer = await Http2Peer.ConnectAsync(server.Port);
@@ -170,35 +134,6 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         }
     }
 
-    [Theory]
-    [InlineData(1)]
-    [InlineData(2)]
-    [InlineData(3)]
-    [InlineData(5)]
-    [InlineData(6)]
-    [InlineData(7)]
-    [InlineData(1000)]
-    public async Task MessagesMayBeSplitOverDataFramesInAnyWay(int size)
-    {
-        await using var peer = await Http2Peer.ConnectAsync(server.Port);
-        var id = await peer.RequestAsync(Grpc.FindMaximum, []);
-        long[] numbers = [.. Enumerable.Range(1, 300).Select(i => (long)i * i * i * i)];
-        foreach (var chunk in Grpc.Numbers(numbers).Chunk(size))
-            await peer.SendAsync(Frame.Data(id, chunk), Frame.Data(id, []));
-        await peer.SendAsync(Frame.Data(id, [], end: true));
-        AssertNumbers(numbers, Status.Ok, await peer.ReadResponseAsync(id));
-    }
-
-    [Fact]
-    public async Task ManyMessagesMayComeInOneFrame()
-    {
-        await using var peer = await Http2Peer.ConnectAsync(server.Port);
-        var id = await peer.RequestAsync(Grpc.FindMaximum, []);
-        long[] numbers = [.. Enumerable.Range(1, 2000).Select(i => (long)i)];
-        await peer.SendAsync(Frame.Data(id, Grpc.Numbers(numbers), end: true));
-        AssertNumbers(numbers, Status.Ok, await peer.ReadResponseAsync(id));
-    }
-
     [Fact]
     public async Task FramesMayBePadded()
     {
@@ -217,70 +152,7 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         AssertNumbers([1], Status.Ok, await peer.ReadResponseAsync(id));
     }
 
-    [Fact]
-    public async Task AnEmptyMessageIsTheNumberZero() =>
-        AssertNumbers([-5, 0, 1], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Numbers(-5, 0, 0, 1)));
-
-    [Fact]
-    public async Task AnEmptyMessageIsAnEmptyName()
-    {
-        var response = await CallAsync(Grpc.GreetEveryone, [.. Grpc.Message([]), .. Grpc.Name(""), .. Grpc.Name("", "Lovelace")]);
-        AssertStatus(Status.Ok, response);
-        Assert.Equal(["Hello !", "Hello !", "Hello  Lovelace!"], Grpc.ToGreetings(response.Messages));
-    }
-
-    [Fact]
-    public async Task UnknownFieldsAreSkipped()
-    {
-        byte[] unknown = [.. Grpc.Field(2, 99), .. Grpc.Field(3, "text"), .. Grpc.Field(1000, 1), 0x21, .. new byte[8], 0x25, .. new byte[4], 0x2b, 0x2c];
-        AssertNumbers([6], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Message([.. unknown, .. Grpc.Field(1, 6), .. unknown])));
-    }
-
-    [Fact]
-    public async Task TheLastOfARepeatedFieldCounts() =>
-        AssertNumbers([2], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Message([.. Grpc.Field(1, 9), .. Grpc.Field(1, 2)])));
-
-    public static TheoryData<string, byte[]> MalformedMessages => new()
-    {
-        { "a key without a value", malformed },
-        { "a varint that never ends", [0x08, .. Enumerable.Repeat((byte)0xff, 20)] },
-        { "field number 0", [0x00, 0x01] },
-        { "wire type 7", [0x0f] },
-        { "a length beyond the message", [0x12, 0x7f, 0x01] },
-        { "a negative length", [0x12, 0xff, 0xff, 0xff, 0xff, 0x0f] },
-        { "a group that is not closed", [0x2b] },
-        { "a group's end without its start", [0x2c] },
-        { "groups nested too deep", [.. Enumerable.Repeat((byte)0x2b, 10_000)] },
-    };
-
-    [Theory]
-    [MemberData(nameof(MalformedMessages))]
-    public async Task AMalformedMessageIsInternal(string what, byte[] message)
-    {
-        Assert.NotEmpty(what);
-        AssertNumbers([1, 2, 3], Status.Internal, await CallAsync(Grpc.FindMaximum, [.. Grpc.Numbers(1, 2, 3), .. Grpc.Message(message)]));
-        AssertStatus(Status.Internal, await CallAsync(Grpc.GreetEveryone, Grpc.Message(message)));
-    }
-
-    [Theory]
-    [InlineData(2)]
-    [InlineData(128)]
-    [InlineData(255)]
-    public async Task AReservedFlagByteIsInternal(byte flag) =>
-        AssertNumbers([1, 2, 3], Status.Internal, await CallAsync(Grpc.FindMaximum, [.. Grpc.Numbers(1, 2, 3), .. Grpc.Message(Grpc.Field(1, 4), flag)]));
-
-    [Theory]
-    [InlineData(1)]
-    [InlineData(4)]
-    [InlineData(5)]
-    [InlineData(6)]
-    public async Task AHalfCloseInsideAMessageIsInternal(int length) =>
-        AssertNumbers([1, 2, 3], Status.Internal, await CallAsync(Grpc.FindMaximum, [.. Grpc.Numbers(1, 2, 3), .. Grpc.Numbers(4)[..length]]));
-
-    [Theory]
-    [InlineData(Grpc.MaxMessage + 1)]
-    [InlineData(int.MaxValue)]
-    [InlineData(uint.MaxValue)]
+    [Theory, Rows(Grpc.MaxMessage + 1, int.MaxValue, uint.MaxValue)]
     public async Task ALengthOverTheLimitIsResourceExhaustedFromTheFiveBytesAlone(long length)
     {
         await using var peer = await Http2Peer.ConnectAsync(server.Port);
@@ -288,32 +160,6 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         await peer.SendAsync(Frame.Data(id, [.. Grpc.Numbers(1, 2, 3), .. Grpc.Prefix(length)]));
         AssertNumbers([1, 2, 3], Status.ResourceExhausted, await peer.ReadResponseAsync(id));
         await WorksAsync(peer);
-    }
-
-    // A name in a message of exactly so many bytes.
-    static byte[] NameOfSize(int size) => Grpc.Field(1, Grpc.Field(1, new string('x', size - 10)));
-
-    [Fact]
-    public async Task AMessageOfExactly4MiBIsAccepted()
-    {
-        var name = NameOfSize(Grpc.MaxMessage);
-        Assert.Equal(Grpc.MaxMessage, name.Length);
-        var response = await CallAsync(Grpc.GreetEveryone, Grpc.Message(name));
-        AssertStatus(Status.Ok, response);
-        Assert.Equal(["Hello " + new string('x', Grpc.MaxMessage - 10) + "!"], Grpc.ToGreetings(response.Messages));
-    }
-
-    [Theory]
-    [InlineData(new byte[] { 0xff })]
-    [InlineData(new byte[] { 0xc3 })]
-    [InlineData(new byte[] { 0xc0, 0x80 })]
-    [InlineData(new byte[] { 0xed, 0xa0, 0x80 })]
-    [InlineData(new byte[] { 0x41, 0xf8, 0x88, 0x80, 0x80, 0x80 })]
-    public async Task InvalidUtf8InANameIsAnError(byte[] name)
-    {
-        var response = await CallAsync(Grpc.GreetEveryone, [.. Grpc.Name("Ada"), .. Grpc.Message(Grpc.Field(1, Grpc.Field(1, name)))]);
-        AssertStatus(response.Status == Status.InvalidArgument ? Status.InvalidArgument : Status.Internal, response);
-        Assert.Equal(["Hello Ada!"], Grpc.ToGreetings(response.Messages));
     }
 
     // Compression
@@ -328,57 +174,13 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
     }
 
     [Fact]
-    public async Task DeflateIsUnderstoodAsWell() =>
+    public async Task DeflateAndIdentityAreUnderstoodAsWell()
+    {
         AssertNumbers([5, 6], Status.Ok, await CallAsync(Grpc.FindMaximum, [.. Grpc.Message(Grpc.Deflate(Grpc.Field(1, 5)), flag: 1), .. Grpc.Numbers(6)], ("grpc-encoding", "deflate")));
-
-    [Theory]
-    [InlineData("identity")]
-    [InlineData("gzip")]
-    public async Task AnUncompressedMessageNeedsNoEncoding(string encoding) =>
-        AssertNumbers([5], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Numbers(5), ("grpc-encoding", encoding)));
-
-    [Theory]
-    [InlineData(0, Status.Ok)]
-    [InlineData(1, Status.ResourceExhausted)]
-    [InlineData(300_000_000, Status.ResourceExhausted)]
-    public async Task TheSizeLimitIsThatOfTheDecompressedBytes(int over, Status status)
-    {
-        var bytes = over < 2 ? NameOfSize(Grpc.MaxMessage + over) : new byte[over];
-        var response = await CallAsync(Grpc.GreetEveryone, [.. Grpc.Name("Ada"), .. Grpc.Message(Grpc.Gzip(bytes), flag: 1)], ("grpc-encoding", "gzip"));
-        AssertStatus(status, response);
-        Assert.Equal("Hello Ada!", Grpc.ToGreetings(response.Messages)[0]);
+        AssertNumbers([5], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Numbers(5), ("grpc-encoding", "identity")));
     }
 
-    public static TheoryData<string, byte[]> BadGzip
-    {
-        get
-        {
-            var good = Grpc.Gzip(Grpc.Field(1, 5));
-            return new()
-            {
-                { "not gzip", Grpc.Field(1, 5) },
-                { "cut off in the header", good[..4] },
-                { "cut off in the data", good[..^9] },
-                { "cut off in the checksum", good[..^5] },
-                { "a wrong checksum", [.. good[..^8], (byte)(good[^8] ^ 1), .. good[^7..]] },
-                { "a wrong length", [.. good[..^1], (byte)(good[^1] ^ 1)] },
-                { "a reserved block type", [.. good[..10], 0x07, .. good[11..]] },
-            };
-        }
-    }
-
-    [Theory]
-    [MemberData(nameof(BadGzip))]
-    public async Task BadGzipIsInternal(string what, byte[] message)
-    {
-        Assert.NotEmpty(what);
-        AssertNumbers([1], Status.Internal, await CallAsync(Grpc.FindMaximum, [.. Grpc.Numbers(1), .. Grpc.Message(message, flag: 1)], ("grpc-encoding", "gzip")));
-    }
-
-    [Theory]
-    [InlineData("snappy")]
-    [InlineData("GZIP ")]
-    [InlineData("gzip, gzip")]
+    [Theory, Rows("snappy", "GZIP ", "gzip, gzip")]
     public async Task AnotherEncodingIsUnimplementedWithThoseThatAreNot(string encoding)
     {
         var response = await CallAsync(Grpc.FindMaximum, Grpc.Message(Grpc.Gzip(Grpc.Field(1, 5)), flag: 1), ("grpc-encoding", encoding));
@@ -386,33 +188,17 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         Assert.Equal(["identity", "gzip", "deflate"], response.Header("grpc-accept-encoding")!.Split(','));
     }
 
-    [Theory]
-    [InlineData(null)]
-    [InlineData("identity")]
+    [Theory, Rows(null, "identity")]
     public async Task ACompressedFlagWithoutAnEncodingIsInternal(string? encoding) =>
         AssertNumbers([1], Status.Internal, await CallAsync(Grpc.FindMaximum, [.. Grpc.Numbers(1), .. Grpc.Message(Grpc.Gzip(Grpc.Field(1, 5)), flag: 1)], ("grpc-encoding", encoding)));
 
     // Deadlines
 
-    [Theory]
-    [InlineData("1H")]
-    [InlineData("99999999H")]
-    [InlineData("10M")]
-    [InlineData("00000600S")]
-    [InlineData("600000m")]
-    [InlineData("99999999m")]
+    [Theory, Rows("1H", "99999999H", "10M", "00000600S", "600000m", "99999999m")]
     public async Task ADeadlineFarOffChangesNothing(string timeout) =>
         AssertNumbers([5], Status.Ok, await CallAsync(Grpc.FindMaximum, Grpc.Numbers(5), ("grpc-timeout", timeout)));
 
-    [Theory]
-    [InlineData("0H")]
-    [InlineData("0M")]
-    [InlineData("0S")]
-    [InlineData("1S")]
-    [InlineData("100m")]
-    [InlineData("200000u")]
-    [InlineData("99999999n")]
-    [InlineData("1n")]
+    [Theory, Rows("0H", "0M", "0S", "1S", "100m", "200000u", "99999999n", "1n")]
     public async Task AStreamEndsAtItsDeadline(string timeout)
     {
         await using var peer = await Http2Peer.ConnectAsync(server.Port);
@@ -434,9 +220,7 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         return response.Messages is not [];
     });
 
-    [Theory]
-    [InlineData(1)]
-    [InlineData(400_000)]
+    [Theory, Rows(1, 400_000)]
     public Task ADeadlineResetsTheStreamOfAPeerThatDoesNotRead(int count) => Wait.ForEnoughAsync(async deadline =>
     {
         await using var peer = await Http2Peer.ConnectAsync(server.Port, window: 0);
@@ -450,19 +234,7 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         return response.Reset is not null;
     });
 
-    [Theory]
-    [InlineData("")]
-    [InlineData("1")]
-    [InlineData("S")]
-    [InlineData("-1S")]
-    [InlineData("+1S")]
-    [InlineData("1.5S")]
-    [InlineData("1s")]
-    [InlineData("1 S")]
-    [InlineData("1e3S")]
-    [InlineData("1SS")]
-    [InlineData("123456789S")]
-    [InlineData("1S, 2S")]
+    [Theory, Rows("", "1", "S", "-1S", "+1S", "1.5S", "1s", "1 S", "1e3S", "1SS", "123456789S", "1S, 2S")]
     public async Task AMalformedTimeoutIsInternal(string timeout) =>
         AssertStatus(Status.Internal, await CallAsync(Grpc.FindMaximum, Grpc.Numbers(5), ("grpc-timeout", timeout)));
 
@@ -485,22 +257,13 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
             5 => [Frame.Data(id, Grpc.Name("Ada"))],
             6 => [Frame.Data(id, Grpc.Numbers(1, 2, 3)), Frame.Data(id, [0])],
             7 => [Frame.Data(id, Grpc.Name("Ada"), end: true)],
-            _ => [Frame.Data(id, Grpc.Message(malformed))],
+            _ => [Frame.Data(id, Grpc.Message([0x08]))],
         },
     ];
 
     const int Points = 9;
 
-    [Theory]
-    [InlineData(0)]
-    [InlineData(1)]
-    [InlineData(2)]
-    [InlineData(3)]
-    [InlineData(4)]
-    [InlineData(5)]
-    [InlineData(6)]
-    [InlineData(7)]
-    [InlineData(8)]
+    [Theory, Rows(0, 1, 2, 3, 4, 5, 6, 7, 8)]
     public async Task AResetAtAnyPointReleasesTheStream(int point)
     {
         // More than twice the streams that a connection may have at a time: one that stayed would be missed.
@@ -536,10 +299,8 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
     public async Task ConnectionsThatEndAtAnyPointLeaveNothingBehind()
     {
         await using var own = await RunningServer.StartAsync();
-        await EndConnectionsAsync(200);
-        var before = own.Process.Memory;
         await EndConnectionsAsync(1500);
-        await own.Process.MemoryFallsToAsync(before * 3 / 2);
+        Assert.InRange(own.Process.PeakMemory, 1, RunningServer.MemoryLimit);
 
         async Task EndConnectionsAsync(int count)
         {
@@ -559,11 +320,7 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         }
     }
 
-    [Theory]
-    [InlineData("")]
-    [InlineData("PRI * HT")]
-    [InlineData("GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")]
-    [InlineData("\u0016\u0003\u0001\u0002\0\u0001")]
+    [Theory, Rows("", "PRI * HT", "GET / HTTP/1.1\r\nhost: localhost\r\n\r\n", "\u0016\u0003\u0001\u0002\0\u0001")]
     public async Task BytesThatAreNotHttp2HurtNobody(string bytes)
     {
         for (var i = 0; i < 20; i++)
@@ -593,34 +350,23 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         await WorksAsync();
     }
 
-    // Health checking
-
-    public static readonly TheoryData<string> Services =
-    [
-        "", "streaming.GreetService", "streaming.CalculatorService", "greet.GreetService", "calculator.CalculatorService",
-        "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection",
-    ];
+    // Health checking and reflection: they tell of the services by the names that streaming.proto gives them
 
     const long Serving = 1, ServiceUnknown = 3;
 
-    [Theory]
-    [MemberData(nameof(Services))]
-    public async Task HealthCheckKnowsEachService(string service) =>
+    [Theory, Rows("", "streaming.GreetService", "streaming.CalculatorService")]
+    public async Task HealthKnowsEachService(string service)
+    {
         AssertNumbers([Serving], Status.Ok, await CallAsync(HealthCheck, Grpc.Message(Grpc.Field(1, service))));
+        await WatchesAsync(service, Serving);
+    }
 
-    [Theory]
-    [InlineData("streaming.Nothing")]
-    [InlineData("streaming")]
-    [InlineData("/")]
-    public async Task HealthCheckOfAnUnknownServiceIsNotFound(string service) =>
+    [Theory, Rows("streaming.Nothing", "streaming", "/", "greet.GreetService", "calculator.CalculatorService")]
+    public async Task HealthKnowsNoOther(string service)
+    {
         AssertNumbers([], Status.NotFound, await CallAsync(HealthCheck, Grpc.Message(Grpc.Field(1, service))));
-
-    [Theory]
-    [MemberData(nameof(Services))]
-    public Task HealthWatchKnowsEachService(string service) => WatchesAsync(service, Serving);
-
-    [Fact]
-    public Task HealthWatchOfAnUnknownServiceIsServiceUnknown() => WatchesAsync("streaming.Nothing", ServiceUnknown);
+        await WatchesAsync(service, ServiceUnknown);
+    }
 
     async Task WatchesAsync(string service, long status)
     {
@@ -657,8 +403,6 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
         }
     }
 
-    // Reflection
-
     const int FileByFilename = 3, FileContainingSymbol = 4, ListServices = 7;
     const int FileDescriptorResponse = 4, ListServicesResponse = 6, ErrorResponse = 7;
 
@@ -672,49 +416,31 @@ public class WireServer(SharedServer server) : IClassFixture<SharedServer>
 
     static string Text(byte[] message, int field) => Encoding.UTF8.GetString(Grpc.Fields(message).Single(one => one.Number == field).Bytes);
 
-    [Theory]
-    [InlineData("v1")]
-    [InlineData("v1alpha")]
+    [Theory, Rows("v1", "v1alpha")]
     public async Task ReflectionListsTheServices(string version)
     {
         var answer = Assert.Single(await ReflectAsync(version, Grpc.Field(ListServices, "*"u8.ToArray())));
         Assert.Equal(ListServicesResponse, answer.Number);
-        Assert.Equal(Services.Select(row => row.Data).Where(name => name != "").Order(), Grpc.Fields(answer.Bytes).Select(field => Text(field.Bytes, 1)).Order());
+        Assert.Equal(["streaming.CalculatorService", "streaming.GreetService"], Grpc.Fields(answer.Bytes).Select(field => Text(field.Bytes, 1)).Where(name => !name.StartsWith("grpc.")).Order());
     }
 
-    [Theory]
-    [InlineData("streaming.proto", "streaming.proto")]
-    [InlineData("greet.proto", "greet.proto")]
-    [InlineData("calculator.proto", "calculator.proto")]
-    [InlineData("health.proto", "health.proto")]
-    [InlineData("grpc/reflection/v1/reflection.proto", "grpc/reflection/v1/reflection.proto")]
-    [InlineData("grpc/reflection/v1alpha/reflection.proto", "grpc/reflection/v1alpha/reflection.proto")]
-    [InlineData("streaming.GreetService", "streaming.proto", FileContainingSymbol)]
-    [InlineData("streaming.GreetService.GreetEveryone", "streaming.proto", FileContainingSymbol)]
-    [InlineData("streaming.FindMaximumRequest", "streaming.proto", FileContainingSymbol)]
-    [InlineData("calculator.CalculatorService", "calculator.proto", FileContainingSymbol)]
-    [InlineData("grpc.health.v1.Health.Watch", "health.proto", FileContainingSymbol)]
-    [InlineData("grpc.health.v1.HealthCheckResponse.ServingStatus", "health.proto", FileContainingSymbol)]
-    [InlineData("grpc.reflection.v1alpha.ServerReflection", "grpc/reflection/v1alpha/reflection.proto", FileContainingSymbol)]
-    public async Task ReflectionGivesTheFile(string asked, string file, int by = FileByFilename)
+    [Theory, Rows("v1", "v1alpha")]
+    public async Task ReflectionGivesTheFile(string version)
     {
-        foreach (var version in new[] { "v1", "v1alpha" })
+        byte[][] asked = [Grpc.Field(FileByFilename, "streaming.proto"), .. from symbol in (string[])["GreetService", "GreetService.GreetEveryone", "FindMaximumRequest"] select Grpc.Field(FileContainingSymbol, $"streaming.{symbol}")];
+        Assert.All(await ReflectAsync(version, asked), answer =>
         {
-            var answer = Assert.Single(await ReflectAsync(version, Grpc.Field(by, asked)));
             Assert.Equal(FileDescriptorResponse, answer.Number);
-            Assert.Equal(file, Text(Grpc.Fields(answer.Bytes)[0].Bytes, 1));
-        }
+            Assert.Equal("streaming.proto", Text(Grpc.Fields(answer.Bytes)[0].Bytes, 1));
+        });
     }
 
-    [Theory]
-    [InlineData("v1")]
-    [InlineData("v1alpha")]
+    [Theory, Rows("v1", "v1alpha")]
     public async Task WhatReflectionDoesNotFindIsAnsweredInBand(string version)
     {
-        var answers = await ReflectAsync(version,
-            Grpc.Field(FileByFilename, "nothing.proto"), Grpc.Field(FileContainingSymbol, "streaming.Nothing"),
-            Grpc.Field(FileContainingSymbol, "streaming.GreetService.Nothing"), Grpc.Field(FileContainingSymbol, "streaming"),
-            Grpc.Field(FileByFilename, "streaming.proto"));
+        var answers = await ReflectAsync(version, [Grpc.Field(FileByFilename, "nothing.proto"),
+            .. from symbol in (string[])["streaming.Nothing", "streaming.GreetService.Nothing", "streaming", "greet.GreetService", "calculator.CalculatorService"] select Grpc.Field(FileContainingSymbol, symbol),
+            Grpc.Field(FileByFilename, "streaming.proto")]);
         Assert.All(answers[..^1], answer =>
         {
             Assert.Equal(ErrorResponse, answer.Number);
