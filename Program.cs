@@ -867,6 +867,8 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         Handler.Calling.Value = bodies;
         var call = continuation(context);
         Handler.Calling.Value = null;
+        // Not all calls that fail get to the handler.
+        _ = call.ResponseHeadersAsync.ContinueWith(headers => bodies.Fail(headers.Exception), TaskContinuationOptions.NotOnRanToCompletion);
         var (method, stop) = (context.Method, context.Options.CancellationToken);
         var writer = new ClientWriter<TRequest>(bodies.Request.Task, call.RequestStream, For(method.RequestMarshaller));
         var reader = new Reader<TResponse>(bodies.Responses, call.ResponseStream, For(method.ResponseMarshaller), stop, endIsAll: false);
@@ -1108,27 +1110,18 @@ sealed class Adapter(params object[] marshallers) : Interceptor
                 return await base.SendAsync(request, cancel);
             var library = request.Content!;
             request.Content = WithHeaders(library.Headers, new RequestContent(WriteAsync));
-            try
+            // Not the library's token: at a deadline it would drop answers that have arrived. The call's end ends it.
+            var response = await base.SendAsync(request, bodies.Ended.Token);
+            // What is not gRPC is for the library to refuse.
+            if (response.Content.Headers.ContentType?.MediaType?.Split('+')[0] != "application/grpc")
             {
-                // Not the library's token: at a deadline it would drop answers that have arrived. The call's end ends it.
-                var response = await base.SendAsync(request, bodies.Ended.Token);
-                // What is not gRPC is for the library to refuse.
-                if (response.Content.Headers.ContentType?.MediaType?.Split('+')[0] != "application/grpc")
-                {
-                    bodies.Response.TrySetResult(Stream.Null);
-                    return response;
-                }
-                bodies.Took = took;
-                bodies.Response.TrySetResult(await response.Content.ReadAsStreamAsync(CancellationToken.None));
-                response.Content = WithHeaders(response.Content.Headers, new StreamContent(bodies.Responses.AsStream(leaveOpen: true)));
+                bodies.Response.TrySetResult(Stream.Null);
                 return response;
             }
-            catch (Exception e)
-            {
-                bodies.Request.TrySetException(e);
-                bodies.Response.TrySetException(e);
-                throw;
-            }
+            bodies.Took = took;
+            bodies.Response.TrySetResult(await response.Content.ReadAsStreamAsync(CancellationToken.None));
+            response.Content = WithHeaders(response.Content.Headers, new StreamContent(bodies.Responses.AsStream(leaveOpen: true)));
+            return response;
 
             async Task WriteAsync(Stream stream)
             {
@@ -1184,6 +1177,12 @@ sealed class Adapter(params object[] marshallers) : Interceptor
             var count = await body.ReadAsync(into, cancel);
             Took(count);
             return count;
+        }
+
+        public void Fail(Exception? e)
+        {
+            Request.TrySetException(e?.InnerException ?? new OperationCanceledException());
+            Response.TrySetException(e?.InnerException ?? new OperationCanceledException());
         }
 
         // With a reset where the call has not ended.
