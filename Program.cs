@@ -544,32 +544,34 @@ sealed class NumberInput : TextInput<FindMaximumRequest>
 
     protected override FindMaximumRequest? Take(ref ReadOnlySpan<byte> text)
     {
-        while (text.Length > 0 && (IsSeparator(text[0]) || text.StartsWith(ByteOrderMark)))
-        {
-            if (text[0] == '\n')
+        var at = 0;
+        for (; at < text.Length && (IsSeparator(text[at]) || text[at..].StartsWith(ByteOrderMark)); at++)
+            if (text[at] == '\n')
                 Line++;
-            text = text[(IsSeparator(text[0]) ? 1 : ByteOrderMark.Length)..];
-        }
-        var isNumber = Utf8Parser.TryParse(text, out long number, out var length);
-        var isWhole = isNumber && length < text.Length && (IsSeparator(text[length]) || text[length..].StartsWith(ByteOrderMark));
+            else if (text[at] == ByteOrderMark[0])
+                at += ByteOrderMark.Length - 1;
+        var rest = text[at..];
+        text = rest;
+        var isNumber = Utf8Parser.TryParse(rest, out long number, out var length);
+        var isWhole = isNumber && length < rest.Length && (IsSeparator(rest[length]) || rest[length..].StartsWith(ByteOrderMark));
         if (!isWhole || length > MaxLength)
         {
             var end = 0;
-            while (end < text.Length && !IsSeparator(text[end]))
+            while (end < rest.Length && !IsSeparator(rest[end]))
                 end++;
-            if (end == 0 || end == text.Length && !Ended && end <= MaxLength)
+            if (end == 0 || end == rest.Length && !Ended && end <= MaxLength)
                 return null;
             if (!isNumber || length < end || end > MaxLength)
             {
-                Fault = ($"\"{Excerpt(text[..end])}\" is not an integer from {long.MinValue} to {long.MaxValue}", end);
+                Fault = ($"\"{Excerpt(rest[..end])}\" is not an integer from {long.MinValue} to {long.MaxValue}", end);
                 return null;
             }
         }
-        text = text[length..];
+        text = rest[length..];
         return new() { Number = number };
     }
 
-    static bool IsSeparator(byte b) => b is (byte)'\n' or (byte)' ' or (byte)',' or (>= (byte)'\t' and <= (byte)'\r');
+    static bool IsSeparator(byte b) => b is (byte)' ' or (byte)',' or (>= (byte)'\t' and <= (byte)'\r');
 }
 
 /// <summary>Names, one a line, as requests: the first word is the first name, the rest the last name.</summary>
@@ -855,7 +857,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         {
             reader.Release();
             // What is cut off here has been written all the same.
-            if (!writer.IsEmpty)
+            if (writer.HasGathered)
                 await writer.FlushAsync().ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
         }
     }
@@ -1004,19 +1006,22 @@ sealed class Adapter(params object[] marshallers) : Interceptor
     }
 
     /// <summary>Gathers messages as they lie on the wire.</summary>
-    public abstract class Writer<T>(Marshaller<T> marshaller) : SerializationContext, IAsyncStreamWriter<T> where T : class
+    public abstract class Writer<T>(Marshaller<T> marshaller) : SerializationContext, IBufferWriter<byte>, IAsyncStreamWriter<T>
+        where T : class
     {
-        // Small at first, and let go at each flush: an idle stream holds no memory.
-        ArrayBufferWriter<byte> gathered = new();
-        int start;
+        // From the pool, small at first, and given back at each flush: an idle stream holds no memory.
+        byte[] buffer = [];
+        int end, at;
 
         public WriteOptions? WriteOptions { get; set; }
 
         /// <summary>How many messages have been written.</summary>
         public long Count { get; private set; }
 
-        /// <summary>Whether there is nothing to flush.</summary>
-        public bool IsEmpty => gathered.WrittenCount == 0;
+        /// <summary>Whether there is something to flush.</summary>
+        public bool HasGathered => end > 0;
+
+        protected ReadOnlyMemory<byte> Gathered => buffer.AsMemory(0, end);
 
         /// <summary>Whether what has been gathered may stay for now, as more is sure to follow.</summary>
         protected abstract bool MayWait { get; }
@@ -1029,33 +1034,59 @@ sealed class Adapter(params object[] marshallers) : Interceptor
 
         public Task WriteAsync(T message)
         {
-            start = gathered.WrittenCount;
-            gathered.GetSpan(PrefixSize)[0] = 0;
-            gathered.Advance(PrefixSize);
+            at = end + PrefixSize;
             marshaller.ContextualSerializer(message, this);
-            return gathered.WrittenCount < Full && MayWait ? Task.CompletedTask : FlushAsync();
+            return end < Full && MayWait ? Task.CompletedTask : FlushAsync();
         }
 
-        public override IBufferWriter<byte> GetBufferWriter() => gathered;
+        public override IBufferWriter<byte> GetBufferWriter() => this;
 
         public override void Complete()
         {
-            var length = MemoryMarshal.AsMemory(gathered.WrittenMemory).Slice(start + 1, sizeof(int));
-            BinaryPrimitives.WriteInt32BigEndian(length.Span, gathered.WrittenCount - start - PrefixSize);
+            GetSpan(0);
+            buffer[end] = 0;
+            BinaryPrimitives.WriteInt32BigEndian(buffer.AsSpan(end + 1), at - end - PrefixSize);
+            end = at;
             Count++;
         }
 
         public override void Complete(byte[] payload)
         {
-            gathered.Write(payload);
+            this.Write(payload);
             Complete();
         }
 
-        protected ReadOnlyMemory<byte> Take()
+        public void Advance(int count) => at += count;
+
+        public Memory<byte> GetMemory(int sizeHint)
         {
-            var all = gathered.WrittenMemory;
-            gathered = new();
-            return all;
+            GetSpan(sizeHint);
+            return buffer.AsMemory(at);
+        }
+
+        public Span<byte> GetSpan(int sizeHint)
+        {
+            if (buffer.Length - at <= sizeHint)
+            {
+                var larger = ArrayPool<byte>.Shared.Rent(Math.Max(2 * buffer.Length, at + sizeHint + 256));
+                buffer.AsSpan(0, Math.Min(at, buffer.Length)).CopyTo(larger);
+                Return();
+                buffer = larger;
+            }
+            return buffer.AsSpan(at);
+        }
+
+        /// <summary>What was to be flushed has been.</summary>
+        protected void Clear()
+        {
+            Return();
+            (buffer, end) = ([], 0);
+        }
+
+        void Return()
+        {
+            if (buffer.Length > 0)
+                ArrayPool<byte>.Shared.Return(buffer);
         }
     }
 
@@ -1070,10 +1101,12 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         // The first time the headers leave as well. Only the wait is stopped: Kestrel aborts a stream whose flush is cancelled.
         public override Task FlushAsync()
         {
-            if (hasFlushed && IsEmpty)
+            if (hasFlushed && !HasGathered)
                 return Task.CompletedTask;
             hasFlushed = true;
-            var flushing = IsEmpty ? pipe.FlushAsync(CancellationToken.None) : pipe.WriteAsync(Take(), CancellationToken.None);
+            var flushing = HasGathered ? pipe.WriteAsync(Gathered, CancellationToken.None) : pipe.FlushAsync(CancellationToken.None);
+            // Kestrel has copied it.
+            Clear();
             return flushing.IsCompletedSuccessfully ? Task.CompletedTask : flushing.AsTask().WaitAsync(stop);
         }
     }
@@ -1082,12 +1115,13 @@ sealed class Adapter(params object[] marshallers) : Interceptor
     sealed class ClientWriter<T>(Task<Stream> requests, IClientStreamWriter<T> library, Marshaller<T> marshaller)
         : Writer<T>(marshaller), IClientStreamWriter<T> where T : class
     {
-        protected override bool MayWait => WriteOptions is { } options && options.Flags.HasFlag(WriteFlags.BufferHint);
+        protected override bool MayWait => WriteOptions is { } options && (options.Flags & WriteFlags.BufferHint) != 0;
 
         public override async Task FlushAsync()
         {
             var stream = await requests;
-            await stream.WriteAsync(Take());
+            await stream.WriteAsync(Gathered);
+            Clear();
             await stream.FlushAsync();
         }
 
@@ -2034,12 +2068,13 @@ sealed class Client(CallSettings settings, Trace trace)
         await connected.Task;
         try
         {
-            while (await input.MoveNext())
+            while (await input.MoveNext(stop.Token))
             {
                 Trace.Left(input.Current);
-                if (!input.HasMore)
+                var hasMore = input.HasMore;
+                if (!hasMore)
                     Trace.Rests();
-                requests.WriteOptions = input.HasMore ? moreFollows : null;
+                requests.WriteOptions = hasMore ? moreFollows : null;
                 await requests.WriteAsync(input.Current);
             }
         }
