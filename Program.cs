@@ -1,11 +1,48 @@
 // Streamer: gRPC bidirectional streaming from the command line.
 //
-// Read it from top to bottom: what the tool does (the commands), the two RPCs, batches of messages, text to messages and
-// back, the adapter that shows grpc-dotnet a batch as one message, the server, the client.
+// Read it from top to bottom: what the tool does (the commands), the two RPCs, text to messages and back, the adapter that
+// makes two-way methods fast, the server, the client.
 
-using FindMaximumRequest = Streamer.Number;
-using FindMaximumResponse = Streamer.Number;
-using ServiceDescriptor = Google.Protobuf.Reflection.ServiceDescriptor;
+using System.Buffers;
+using System.Buffers.Binary;
+using System.Buffers.Text;
+using System.Collections.Concurrent;
+using System.CommandLine;
+using System.CommandLine.Help;
+using System.CommandLine.Invocation;
+using System.CommandLine.Parsing;
+using System.Globalization;
+using System.IO.Pipelines;
+using System.Net;
+using System.Net.Http.Headers;
+using System.Net.Security;
+using System.Net.Sockets;
+using System.Runtime.InteropServices;
+using System.Security.Authentication;
+using System.Security.Cryptography;
+using System.Security.Cryptography.X509Certificates;
+using System.Text;
+using System.Text.Unicode;
+using Google.Protobuf;
+using Grpc.AspNetCore.Server;
+using Grpc.Core;
+using Grpc.Core.Interceptors;
+using Grpc.Health.V1;
+using Grpc.HealthCheck;
+using Grpc.Net.Client;
+using Grpc.Reflection;
+using Microsoft.AspNetCore.Builder;
+using Microsoft.AspNetCore.Connections;
+using Microsoft.AspNetCore.Connections.Features;
+using Microsoft.AspNetCore.Hosting;
+using Microsoft.AspNetCore.Hosting.Server;
+using Microsoft.AspNetCore.Http;
+using Microsoft.AspNetCore.Http.Features;
+using Microsoft.AspNetCore.Server.Kestrel.Core;
+using Microsoft.AspNetCore.Server.Kestrel.Https;
+using Microsoft.AspNetCore.Server.Kestrel.Transport.Sockets;
+using Microsoft.Extensions.DependencyInjection;
+using Streaming;
 using ServingStatus = Grpc.Health.V1.HealthCheckResponse.Types.ServingStatus;
 
 namespace Streamer;
@@ -34,7 +71,6 @@ static class Program
     {
         "serve" => "streamer serve --listen 'http://*:50051' --listen unix:/tmp/streamer",
         "ping" => "streamer ping --every 10s --address https://streamer.example",
-        "completion" => "source <(streamer completion bash)",
         "greet" => "printf 'Ada\\nGrace\\n' | streamer greet",
         _ => "echo 1 5 3 6 2 20 | streamer max",
     };
@@ -51,24 +87,19 @@ static class Program
             Tell($"this is a fault of streamer's own, please report it: {e.GetType()}: {e.Message}");
             Environment.Exit(3);
         };
-        // Native code needs no warming up, and half of what a client does at its start is not this tool's code.
-        if (RuntimeFeature.IsDynamicCodeSupported && args is ["max" or "greet" or "ping", ..])
-            _ = Task.Run(Client.WarmUpAsync);
         var root = new RootCommand("gRPC bidirectional streaming from the command line.")
         {
             ServeCommand(),
             ClientCommand("max", "Stream integers from stdin, print each new maximum that the server answers.", findMaximum,
-                (client, _) => client.RunAsync<FindMaximumRequest, FindMaximumResponse>(new NumberReader().ReadAsync, Lines.Print)),
+                (client, _) => client.RunAsync<FindMaximumRequest, FindMaximumResponse>(new NumberInput(), Lines.Print)),
             ClientCommand("greet", "Stream names from stdin, one a line, print each greeting that comes back.",
                 ["streaming.GreetService/GreetEveryone", "greet.GreetService/GreetEveryone"],
-                (client, _) => client.RunAsync<GreetEveryoneRequest, GreetEveryoneResponse>(new NameReader().ReadAsync, Lines.Print)),
+                (client, _) => client.RunAsync<GreetEveryoneRequest, GreetEveryoneResponse>(new NameInput(), Lines.Print)),
             PingCommand(),
-            CompletionCommand(),
         };
         root.Options.OfType<HelpOption>().Single().Action = new Help();
-        var isSuggesting = IsSuggesting(args);
-        if (!isSuggesting)
-            root.Directives.Clear();
+        // What shells ask for to complete a line, by way of dotnet-suggest.
+        var isSuggesting = args is [var first, ..] && first.StartsWith("[suggest", StringComparison.Ordinal);
         // A name on the command line may begin with @: it is not a file of arguments.
         var parsed = root.Parse(args is [] ? ["--help"] : args, new() { ResponseFileTokenReplacer = null });
         var output = new StringWriter();
@@ -77,8 +108,9 @@ static class Program
             if (parsed.Action is not Help && !isSuggesting && Fault(parsed) is { } fault)
                 throw new Problem(2, fault);
             // Signals are ours: System.CommandLine would end the process two seconds after one.
-            var exitCode = await parsed.InvokeAsync(new() { Output = output, ProcessTerminationTimeout = null, EnableDefaultExceptionHandler = false });
-            // Only help, the version, completion and suggestions are in here; what a signal has ended may be writing to stdout still.
+            InvocationConfiguration invocation = new() { Output = output, ProcessTerminationTimeout = null, EnableDefaultExceptionHandler = false };
+            var exitCode = await parsed.InvokeAsync(invocation);
+            // Only help, the version and suggestions are in here; what a signal has ended may be writing to stdout still.
             if (output.ToString() is { Length: > 0 } text)
             {
                 Stdio.Output.Write(Encoding.UTF8.GetBytes(text));
@@ -99,30 +131,29 @@ static class Program
         }
     }
 
-    // What the completion's scripts send. Nobody else speaks in directives: in brackets is a wrong argument like any other.
-    static bool IsSuggesting(string[] args) =>
-        args is [['[', 's', 'u', 'g', 'g', 'e', 's', 't', ':', .. var position, ']'], var line] && line.Contains("streamer") && int.TryParse(position, NumberStyles.None, null, out _);
-
     // What is wrong with a command line, where to put it right, and where there is more to read.
     static string? Fault(ParseResult parsed)
     {
         var (command, root) = (parsed.CommandResult.Command, parsed.RootCommandResult.Command);
-        var stray = parsed.Tokens.FirstOrDefault(token => token.Type == TokenType.Directive)?.Value ?? parsed.UnmatchedTokens.FirstOrDefault();
+        var directive = parsed.Tokens.FirstOrDefault(token => token.Type == TokenType.Directive);
+        var stray = directive?.Value ?? parsed.UnmatchedTokens.FirstOrDefault();
+        var name = stray?.Split('=')[0];
         // Without a command the first error says just that, and the second, if any, why.
         var fault = parsed.Errors.Skip(command == root ? 1 : 0).Concat(parsed.Errors).FirstOrDefault()?.Message;
         if (stray is null && fault is null)
             return null;
         var commands = command == root ? root.Subcommands : [command];
-        if (commands.FirstOrDefault(one => one.Options.Any(option => option.Aliases.Append(option.Name).Contains(stray?.Split('=')[0]))) is { } owner)
+        if (commands.FirstOrDefault(one => one.Options.Any(option => option.Name == name || option.Aliases.Contains(name!))) is { } owner)
             return $"{stray} goes behind the command, as in: streamer {owner.Name} {stray} ...";
         if (command.Name is "max" or "greet" && stray is [not ('-' or '['), ..] or ['-', >= '0' and <= '9', ..])
             return $"{command.Name} takes its input from stdin, not \"{stray}\" from the command line, as in: {Example(command)}";
-        return $"{fault ?? $"Unrecognized command or argument '{stray}'."}{Suggestion()} (see streamer{(command == root ? "" : $" {command.Name}")} --help)";
+        var help = command == root ? "streamer --help" : $"streamer {command.Name} --help";
+        return $"{fault ?? $"Unrecognized command or argument '{stray}'."}{Suggestion()} (see {help})";
 
         string Suggestion()
         {
             var told = new StringWriter();
-            if (stray is { Length: > 2 } && command.Parse([stray.Split('=')[0]]) is { Action: ParseErrorAction action } alone)
+            if (name is { Length: > 2 } && command.Parse([name]) is { Action: ParseErrorAction action } alone)
             {
                 action.ShowHelp = false;
                 // Or the library sets the terminal up to colour what nobody will see.
@@ -135,22 +166,29 @@ static class Program
 
     static Command ServeCommand()
     {
-        var listen = NewOption<string[]>("--listen", "URL", "http://HOST:PORT, https://HOST:PORT or unix:/PATH, where HOST is localhost, an IP address or * and port 0 a free one; repeatable [default: http://localhost:50051]");
+        var listen = NewOption<string[]>("--listen", "URL", "http://HOST:PORT, https://HOST:PORT or unix:/PATH, where HOST is localhost, "
+            + "an IP address or * and port 0 a free one; repeatable [default: http://localhost:50051]");
         var cert = NewOption<string>("--cert", "FILE", "PEM file with the certificate and its chain; a new one there is used for new connections");
         var key = NewOption<string>("--key", "FILE", "PEM file with the certificate's private key");
         var clientCa = NewOption<string>("--client-ca", "FILE", "PEM file with roots that must vouch for clients");
-        var drain = NewOption<string>("--drain", "TIME", "how long running streams may go on after a signal; a second one ends at once [default: 30]");
+        var drain = NewOption<string>("--drain", "TIME",
+            "how long running streams may go on after a signal; a second one ends at once [default: 30]");
         var verbose = NewOption<bool>("--verbose", null, "tell of each stream on stderr", "-v");
-        var command = new Command("serve", "Serve both RPCs, health checking and reflection over gRPC.") { listen, cert, key, clientCa, drain, verbose };
         listen.CompletionSources.Add(Endpoint.Default);
+        var command = new Command("serve", "Serve both RPCs, health checking and reflection over gRPC.")
+        {
+            listen, cert, key, clientCa, drain, verbose,
+        };
         command.SetAction(async (parsed, _) =>
         {
             var patience = Duration("--drain", 0, parsed.GetValue(drain) ?? "30");
             var endpoints = Array.ConvertAll(parsed.GetValue(listen) is { Length: > 0 } given ? given : [Endpoint.Default], Endpoint.Parse);
             var tls = Tls.ForServer(parsed.GetValue(cert), parsed.GetValue(key), parsed.GetValue(clientCa));
             var secure = Array.Find(endpoints, endpoint => endpoint.Url.Scheme == "https");
-            if (secure is null != tls is null)
-                throw new Problem(2, secure is null ? "--cert and --key are for TLS: https://HOST:PORT is to be among what is listened at" : $"{secure} needs --cert and --key");
+            if (secure is null && tls is not null)
+                throw new Problem(2, "--cert and --key are for TLS: https://HOST:PORT is to be among what is listened at");
+            if (secure is not null && tls is null)
+                throw new Problem(2, $"{secure} needs --cert and --key");
             return await Server.RunAsync(endpoints, tls, patience, parsed.GetValue(verbose));
         });
         return command;
@@ -160,14 +198,19 @@ static class Program
     {
         var every = NewOption<string>("--every", "TIME", "from one number to the next [default: 1]");
         var count = NewOption<string>("--count", "N", "how many numbers to send [default: no end]");
-        return ClientCommand("ping", "Keep a stream open and time its answers.", findMaximum,
-            (client, parsed) => new Ping(client, Duration("--every", 0.001, parsed.GetValue(every) ?? "1"), parsed.GetValue(count) is { } text ? Count(text) : long.MaxValue).RunAsync(), every, count);
+        return ClientCommand("ping", "Keep a stream open and time its answers.", findMaximum, (client, parsed) =>
+        {
+            var interval = Duration("--every", 0.001, parsed.GetValue(every) ?? "1");
+            return new Ping(client, interval, parsed.GetValue(count) is { } text ? Count(text) : long.MaxValue).RunAsync();
+        }, every, count);
     }
 
-    static Command ClientCommand(string name, string description, string[] rpcs, Func<Client, ParseResult, Task<int>> run, params Option[] ofPing)
+    static Command ClientCommand(
+        string name, string description, string[] rpcs, Func<Client, ParseResult, Task<int>> run, params Option[] ofPing)
     {
         var isPing = ofPing.Length > 0;
-        var address = NewOption<string>("--address", "URL", isPing ? "the server [default: $STREAMER_ADDRESS or localhost:50051]" : "HOST:PORT, https://HOST:PORT or unix:/PATH [default: $STREAMER_ADDRESS, else localhost:50051, else its own]");
+        var address = NewOption<string>("--address", "URL", isPing ? "the server [default: $STREAMER_ADDRESS or localhost:50051]"
+            : "HOST:PORT, https://HOST:PORT or unix:/PATH [default: $STREAMER_ADDRESS, else localhost:50051, else its own]");
         var method = NewOption<string>("--method", "NAME", $"[default: {rpcs[0]}]");
         var deadline = NewOption<string>("--deadline", "TIME", "how long the call may take: 5, 5s, 500ms, 1m");
         var wait = NewOption<bool>("--wait-for-ready", null, "retry the connection until the deadline");
@@ -178,42 +221,33 @@ static class Program
         var insecure = NewOption<bool>("--insecure", null, "do not verify the server's certificate");
         var verbose = NewOption<bool>("--verbose", null, "show the stream on stderr: what leaves, what comes, when", "-v");
         var stats = NewOption<bool>("--stats", null, "count and time the messages on stderr");
+        address.CompletionSources.Add(Endpoint.Default);
+        method.CompletionSources.Add(rpcs);
         var command = new Command(name, description) { address, method, deadline, wait, header, caCert, cert, key, insecure, verbose };
         foreach (var option in isPing ? ofPing : [stats])
             command.Add(option);
-        address.CompletionSources.Add(Endpoint.Default);
-        method.CompletionSources.Add(rpcs);
         command.SetAction((parsed, _) =>
         {
-            var asked = parsed.GetValue(address) ?? (Environment.GetEnvironmentVariable("STREAMER_ADDRESS") is { Length: > 0 } set ? set : null);
-            return run(new Client(new CallSettings(Endpoint.Parse(asked ?? Endpoint.Default), ParseMethod(parsed.GetValue(method) ?? rpcs[0]), ParseMetadata(parsed.GetValue(header) ?? []),
+            var variable = Environment.GetEnvironmentVariable("STREAMER_ADDRESS");
+            var asked = parsed.GetValue(address) ?? (variable is "" ? null : variable);
+            var settings = new CallSettings(
+                Endpoint.Parse(asked ?? Endpoint.Default),
+                ParseMethod(parsed.GetValue(method) ?? rpcs[0]),
+                ParseMetadata(parsed.GetValue(header) ?? []),
                 Deadline: parsed.GetValue(deadline) is { } text ? Duration("--deadline", 0.001, text) : null,
                 WaitForReady: parsed.GetValue(wait),
                 ReadsInput: !isPing,
                 MayServeItself: asked is null && !isPing,
                 Trust: Tls.Trust(parsed.GetValue(caCert)),
                 Certificate: Tls.OwnCertificate(parsed.GetValue(cert), parsed.GetValue(key)),
-                Insecure: parsed.GetValue(insecure)), new Trace(parsed.GetValue(verbose), parsed.GetValue(stats))), parsed);
+                Insecure: parsed.GetValue(insecure));
+            return run(new Client(settings, new Trace(parsed.GetValue(verbose), parsed.GetValue(stats))), parsed);
         });
         return command;
     }
 
-    static Command CompletionCommand()
-    {
-        var shell = new Argument<string>("SHELL") { HelpName = "SHELL", Description = "bash, zsh or fish" };
-        shell.CompletionSources.Add("bash", "zsh", "fish");
-        var command = new Command("completion", "Print what bash, zsh or fish sources to complete.") { shell };
-        command.SetAction(parsed => parsed.InvocationConfiguration.Output.Write(parsed.GetValue(shell) switch
-        {
-            "bash" => """_streamer() { local IFS=$'\n'; COMPREPLY=($(compgen -W "$(streamer "[suggest:$COMP_POINT]" "$COMP_LINE")" -- "$2")); }; complete -o default -F _streamer streamer""",
-            "zsh" => """_streamer() { local line="streamer ${words[2,CURRENT-1]} $PREFIX"; compadd -- ${(f)"$(streamer "[suggest:$#line]" "$line")"} || _files; }; compdef _streamer streamer""",
-            "fish" => """complete -c streamer -f -a '(set -l line (commandline -cp); streamer "[suggest:"(string length -- "$line")"]" "$line" | string match -r ".+"; or __fish_complete_path (commandline -ct))'""",
-            var other => throw new Problem(2, $"completion is for bash, zsh and fish, not for \"{other}\""),
-        } + "\n"));
-        return command;
-    }
-
-    static Option<T> NewOption<T>(string name, string? value, string description, params string[] aliases) => new(name, aliases) { HelpName = value, Description = description };
+    static Option<T> NewOption<T>(string name, string? value, string description, params string[] aliases) =>
+        new(name, aliases) { HelpName = value, Description = description };
 
     // 5, 5s, 500ms, 1m or 1h; at most 46 days, which every timer can tell.
     static TimeSpan Duration(string option, double least, string text)
@@ -291,11 +325,11 @@ sealed record Endpoint(Uri Url, string? UnixPath)
             return UnixSocket(text[5..], text);
         var hasScheme = text.Contains("://", StringComparison.Ordinal);
         var bare = text.StartsWith(':') ? text[1..] : text;
-        // Uri takes a plain number for a host's address, and knows no host "*": [::] is what that means, any address, of IPv4 as well.
+        // Uri takes a plain number for a host's address, and knows no host "*": that is any address, for which [::] takes those of IPv4 as well.
         var url = (hasScheme ? text
             : bare.Length > 0 && bare.All(char.IsAsciiDigit) ? $"http://localhost:{bare}"
             : !text.StartsWith('[') && IPAddress.TryParse(text, out var ip) && ip.AddressFamily == AddressFamily.InterNetworkV6 ? $"http://[{text}]"
-            : $"http://{text}").Replace("//*", "//[::]");
+            : $"http://{text}").Replace("//*", Socket.OSSupportsIPv6 ? "//[::]" : "//0.0.0.0");
         if (Uri.TryCreate(url, UriKind.Absolute, out var uri)
             && uri is { Scheme: "http" or "https", PathAndQuery: "/", UserInfo: "", Fragment: "" }
             && (uri.HostNameType != UriHostNameType.IPv4 || url.Contains(uri.Host)))
@@ -336,388 +370,39 @@ sealed record Endpoint(Uri Url, string? UnixPath)
 // The two RPCs
 // ---------------------------------------------------------------------------------------------
 
-/// <summary>The handlers, as grpc-dotnet has them; only that what their streams carry are batches of all the messages that have come.</summary>
-static class Rpcs
+/// <summary>Greets people.</summary>
+sealed class Greeter : GreetService.GreetServiceBase
 {
-    /// <summary>One answer for each request.</summary>
-    public static async Task GreetEveryone(IAsyncStreamReader<Batch<GreetEveryoneRequest>> requests, IServerStreamWriter<Batch<GreetEveryoneResponse>> responses, ServerCallContext context)
+    /// <summary>Answers each request with one greeting.</summary>
+    public override async Task GreetEveryone(
+        IAsyncStreamReader<GreetEveryoneRequest> requests, IServerStreamWriter<GreetEveryoneResponse> responses, ServerCallContext context)
     {
-        var answers = new Batch<GreetEveryoneResponse>();
         while (await requests.MoveNext())
         {
-            foreach (var request in requests.Current)
-                answers.Add("Hello "u8, request, "!"u8);
-            await responses.WriteAsync(answers);
+            var whom = requests.Current.Greeting ?? new();
+            var space = whom.LastName == "" ? "" : " ";
+            await responses.WriteAsync(new() { Result = $"Hello {whom.FirstName}{space}{whom.LastName}!" });
         }
     }
+}
 
-    /// <summary>An answer only when a number is larger than all before it on the stream.</summary>
-    public static async Task FindMaximum(IAsyncStreamReader<Batch<FindMaximumRequest>> requests, IServerStreamWriter<Batch<FindMaximumResponse>> responses, ServerCallContext context)
+/// <summary>Calculates.</summary>
+sealed class Calculator : CalculatorService.CalculatorServiceBase
+{
+    /// <summary>Answers a request only when its number is larger than all before it on the stream.</summary>
+    public override async Task FindMaximum(
+        IAsyncStreamReader<FindMaximumRequest> requests, IServerStreamWriter<FindMaximumResponse> responses, ServerCallContext context)
     {
-        var answers = new Batch<FindMaximumResponse>();
-        long? largest = null;
+        long? maximum = null;
         while (await requests.MoveNext())
         {
-            foreach (var request in requests.Current)
-                if (largest is null || request.Value > largest)
-                    answers.Add((largest = request.Value).Value);
-            await responses.WriteAsync(answers);
+            var number = requests.Current.Number;
+            if (maximum is null || number > maximum)
+            {
+                maximum = number;
+                await responses.WriteAsync(new() { Maximum = number });
+            }
         }
-    }
-}
-
-// ---------------------------------------------------------------------------------------------
-// Batches: messages that travel together, as their bytes on the wire
-// ---------------------------------------------------------------------------------------------
-
-/// <summary>
-/// Length-Prefixed-Messages, one behind the other (grpc/doc/PROTOCOL-HTTP2.md). They are written and read in place, which
-/// takes a tenth of the time that an object and a call of grpc-dotnet's for each would.
-/// </summary>
-sealed class Batch<T> where T : IWire<T>, allows ref struct
-{
-    byte[] buffer = [];
-    int start, end, untidied;
-
-    /// <summary>The messages' bytes, without those that have been taken by enumerating; good until the batch changes.</summary>
-    public ReadOnlyMemory<byte> Bytes => buffer.AsMemory(start, end - start);
-
-    /// <summary>Makes this a batch of those messages at the start of some bytes that have their usual form; false where there is none.</summary>
-    public bool TrySet(ReadOnlyMemory<byte> bytes)
-    {
-        IsForeign = false;
-        var hasAny = MemoryMarshal.TryGetArray(bytes, out var array) && T.Take(bytes.Span, out _) > 0;
-        (buffer, start, end) = hasAny ? (array.Array!, array.Offset, array.Offset + array.Count) : ([], 0, 0);
-        Tidy(bytes.Length);
-        return hasAny;
-    }
-
-    // Told the bytes of each batch. A firehose leaves little garbage, but the collector would let some 12 MB of it gather; and
-    // each collection costs memory too, so that there is one in 32 MiB.
-    void Tidy(int moved)
-    {
-        untidied += moved;
-        if (untidied < 32 * 1024 * 1024)
-            return;
-        untidied = 0;
-        GC.Collect(0);
-    }
-
-    /// <summary>Whether this is one message that has fields, and none that its type knows: it was meant as another.</summary>
-    public bool IsForeign { get; private set; }
-
-    /// <summary>Makes this a batch of one message, which came in another form.</summary>
-    public void Set(IMessage message)
-    {
-        // protobuf keeps what it does not know, and that is no part of the usual form.
-        var known = T.Parser.WithDiscardUnknownFields(true).ParseFrom(message.ToByteArray());
-        IsForeign = known.CalculateSize() == 0 && message.CalculateSize() > 0;
-        buffer = [.. new byte[Wire.PrefixSize], .. known.ToByteArray()];
-        (start, end) = (0, Wire.WritePrefix(buffer, buffer.Length - Wire.PrefixSize));
-    }
-
-    /// <summary>Room for so many bytes of messages.</summary>
-    public Span<byte> GetSpan(int size)
-    {
-        if (buffer.Length - end < size)
-        {
-            var (old, larger) = (buffer, ArrayPool<byte>.Shared.Rent(Math.Max(Wire.FullBatch, end) + size));
-            old.AsSpan(0, end).CopyTo(larger);
-            buffer = larger;
-            ArrayPool<byte>.Shared.Return(old);
-        }
-        return buffer.AsSpan(end);
-    }
-
-    /// <summary>So many bytes of the room hold messages now.</summary>
-    public void Advance(int size, int messages = 1) => (end, Added) = (end + size, Added + messages);
-
-    /// <summary>Adds a message of so many bytes, which are then to be written.</summary>
-    public Span<byte> AddMessage(int size)
-    {
-        var frame = GetSpan(Wire.PrefixSize + size);
-        Advance(Wire.WritePrefix(frame, size));
-        return frame.Slice(Wire.PrefixSize, size);
-    }
-
-    /// <summary>Empties a batch that was filled by adding; it holds no memory then.</summary>
-    public void Clear()
-    {
-        Tidy(end);
-        ArrayPool<byte>.Shared.Return(buffer);
-        (buffer, start, end, Added) = ([], 0, 0, 0);
-    }
-
-    /// <summary>How many messages have been added since it was empty.</summary>
-    public int Added { get; private set; }
-
-    /// <summary>How many messages have ever been taken by enumerating.</summary>
-    public long Taken { get; private set; }
-
-    /// <summary>The same messages, to be taken without taking them from here.</summary>
-    public Batch<T> Peek() => new() { buffer = buffer, start = start, end = end };
-
-    public Enumerator GetEnumerator() => new(this);
-
-    /// <summary>Takes messages out of the batch, up to the first that has another form.</summary>
-    public ref struct Enumerator(Batch<T> batch)
-    {
-        ReadOnlySpan<byte> rest = batch.Bytes.Span;
-        T current = default!;
-        int count;
-
-        public readonly T Current => current;
-
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public bool MoveNext()
-        {
-            var size = T.Take(rest, out current);
-            rest = rest[size..];
-            count += size > 0 ? 1 : 0;
-            return size > 0;
-        }
-
-        // Here foreach ends, also by an exception.
-        public readonly void Dispose() => (batch.start, batch.Taken) = (batch.end - rest.Length, batch.Taken + count);
-    }
-}
-
-/// <summary>A message as it lies in a batch, in the one form that it is written in here. Texts are in UTF-8.</summary>
-interface IWire<T> where T : IWire<T>, allows ref struct
-{
-    /// <summary>What reads a message in any form.</summary>
-    static abstract MessageParser Parser { get; }
-
-    /// <summary>Reads the message at the start of some bytes, and gives its size with its prefix; 0 where it is not whole or has another form.</summary>
-    static abstract int Take(ReadOnlySpan<byte> bytes, out T view);
-
-    /// <summary>What -v shows.</summary>
-    string Text { get; }
-}
-
-/// <summary>FindMaximum's messages, which are alike in both directions.</summary>
-readonly record struct Number(long Value) : IWire<Number>
-{
-    public static MessageParser Parser => Streaming.FindMaximumRequest.Parser;
-
-    public string Text => $"{Value}";
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static int Take(ReadOnlySpan<byte> bytes, out Number view)
-    {
-        var size = Wire.TakeNumber(bytes, out var number);
-        view = new(number);
-        return size;
-    }
-}
-
-readonly ref struct GreetEveryoneRequest(ReadOnlySpan<byte> firstName, ReadOnlySpan<byte> lastName) : IWire<GreetEveryoneRequest>
-{
-    public ReadOnlySpan<byte> FirstName { get; } = firstName;
-    public ReadOnlySpan<byte> LastName { get; } = lastName;
-
-    public static MessageParser Parser => Streaming.GreetEveryoneRequest.Parser;
-
-    public string Text => $"{Encoding.UTF8.GetString(FirstName)} {Encoding.UTF8.GetString(LastName)}".TrimEnd(' ');
-
-    public static int Take(ReadOnlySpan<byte> bytes, out GreetEveryoneRequest view)
-    {
-        var size = Wire.Take(bytes, out var message);
-        var greeting = Wire.TakeText(ref message, 1);
-        view = new(Wire.TakeText(ref greeting, 1), Wire.TakeText(ref greeting, 2));
-        return message.IsEmpty && greeting.IsEmpty && Utf8.IsValid(view.FirstName) && Utf8.IsValid(view.LastName) ? size : 0;
-    }
-}
-
-readonly ref struct GreetEveryoneResponse(ReadOnlySpan<byte> result) : IWire<GreetEveryoneResponse>
-{
-    public ReadOnlySpan<byte> Result { get; } = result;
-
-    public static MessageParser Parser => Streaming.GreetEveryoneResponse.Parser;
-
-    public string Text => Encoding.UTF8.GetString(Result);
-
-    public static int Take(ReadOnlySpan<byte> bytes, out GreetEveryoneResponse view)
-    {
-        var size = Wire.Take(bytes, out var message);
-        view = new(Wire.TakeText(ref message, 1));
-        return message.IsEmpty && Utf8.IsValid(view.Result) ? size : 0;
-    }
-}
-
-/// <summary>Writes messages into batches.</summary>
-static class Messages
-{
-    public static void Add(this Batch<Number> batch, long number) => batch.Advance(Wire.WriteNumber(batch.GetSpan(Wire.MaxNumberSize), number));
-
-    public static void Add(this Batch<GreetEveryoneRequest> batch, ReadOnlySpan<byte> first, ReadOnlySpan<byte> last)
-    {
-        var size = Wire.SizeOfText(first.Length) + Wire.SizeOfText(last.Length);
-        var message = batch.AddMessage(Wire.SizeOfText(size));
-        Wire.WriteTag(ref message, 1, size);
-        Wire.WriteTag(ref message, 1, first.Length);
-        Wire.Write(ref message, first);
-        Wire.WriteTag(ref message, 2, last.Length);
-        Wire.Write(ref message, last);
-    }
-
-    public static void Add(this Batch<GreetEveryoneResponse> batch, ReadOnlySpan<byte> hello, GreetEveryoneRequest whom, ReadOnlySpan<byte> end)
-    {
-        ReadOnlySpan<byte> space = whom.LastName.IsEmpty ? ""u8 : " "u8;
-        var size = hello.Length + whom.FirstName.Length + space.Length + whom.LastName.Length + end.Length;
-        var message = batch.AddMessage(Wire.SizeOfText(size));
-        Wire.WriteTag(ref message, 1, size);
-        Wire.Write(ref message, hello);
-        Wire.Write(ref message, whom.FirstName);
-        Wire.Write(ref message, space);
-        Wire.Write(ref message, whom.LastName);
-        Wire.Write(ref message, end);
-    }
-}
-
-/// <summary>gRPC's framing, and protobuf's encoding as far as the contract uses it (protobuf.dev, "Encoding"). Sizes are in bytes.</summary>
-static class Wire
-{
-    /// <summary>A message's prefix: whether it is compressed, in one byte, and its length in four, big-endian.</summary>
-    public const int PrefixSize = 5;
-
-    /// <summary>The largest message that is read: gRPC's usual default of 4 MiB.</summary>
-    public const int MaxMessage = 4 * 1024 * 1024;
-
-    /// <summary>From this size on a batch is full: it still fits in a processor's nearer caches. A larger message travels by itself.</summary>
-    public const int FullBatch = 64 * 1024;
-
-    // Field 1, as a varint.
-    const byte NumberTag = 1 << 3;
-
-    /// <summary>The room that it takes to write a number, with its prefix.</summary>
-    public const int MaxNumberSize = 16;
-
-    /// <summary>A method as grpc-dotnet has it, which reads messages in any form; batches are written past it.</summary>
-    public static Method<IMessage, IMessage> Method(string service, string name, MessageParser requests, MessageParser responses) =>
-        new(MethodType.DuplexStreaming, service, name, Marshaller(requests), Marshaller(responses));
-
-    static Marshaller<IMessage> Marshaller(MessageParser parser) =>
-        new((message, context) => context.Complete(message.ToByteArray()), context => parser.ParseFrom(context.PayloadAsReadOnlySequence()));
-
-    /// <summary>Finds the message at the start of some bytes, and gives its size with its prefix; 0 where it is not whole or not plain.</summary>
-    public static int Take(ReadOnlySpan<byte> bytes, out ReadOnlySpan<byte> message)
-    {
-        message = default;
-        if (bytes.Length < PrefixSize || bytes[0] != 0)
-            return 0;
-        var size = BinaryPrimitives.ReadUInt32BigEndian(bytes[1..]);
-        if (size > bytes.Length - PrefixSize)
-            return 0;
-        message = bytes.Slice(PrefixSize, (int)size);
-        return PrefixSize + (int)size;
-    }
-
-    /// <summary>Writes the prefix of a message of so many bytes, and gives the size of both.</summary>
-    public static int WritePrefix(Span<byte> frame, int size)
-    {
-        frame[0] = 0;
-        BinaryPrimitives.WriteInt32BigEndian(frame[1..], size);
-        return PrefixSize + size;
-    }
-
-    /// <summary>Writes a message that is a number in field 1, or nothing where that is 0, with its prefix, and gives the size of both.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static int WriteNumber(Span<byte> frame, long number)
-    {
-        if (number is <= 0 or >= 1 << 28)
-        {
-            frame[PrefixSize] = NumberTag;
-            return WritePrefix(frame, number == 0 ? 0 : 1 + WriteVarint(frame[(PrefixSize + 1)..], (ulong)number));
-        }
-        // Nearly all numbers are up to four bytes of seven bits each: prefix, tag and varint without a loop.
-        var bits = (uint)number;
-        var size = SizeOfVarint(bits);
-        BinaryPrimitives.WriteUInt64LittleEndian(frame, (ulong)(1 + size) << 32 | (ulong)NumberTag << 40);
-        BinaryPrimitives.WriteUInt32LittleEndian(frame[(PrefixSize + 1)..], bits & 0x7f | (bits & 0x3f80) << 1 | (bits & 0x1fc000) << 2 | bits >> 21 << 24 | 0x808080 & LowBytes(size - 1));
-        return PrefixSize + 1 + size;
-    }
-
-    /// <summary>Reads a message that is a number in field 1, or nothing where that is 0, and gives its size with its prefix; 0 for any other form.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static int TakeNumber(ReadOnlySpan<byte> bytes, out long number)
-    {
-        // What is written without a loop is read without one.
-        if (bytes.Length > PrefixSize + 5 && BinaryPrimitives.ReadUInt32LittleEndian(bytes) == 0 && bytes[4] is >= 2 and <= 5 && bytes[PrefixSize] == NumberTag)
-        {
-            var size = bytes[4] - 1;
-            var varint = BinaryPrimitives.ReadUInt32LittleEndian(bytes[(PrefixSize + 1)..]) & LowBytes(size);
-            number = varint & 0x7f | (varint & 0x7f00) >> 1 | (varint & 0x7f0000) >> 2 | (varint & 0x7f000000) >> 3;
-            return (varint & 0x80808080) == (0x808080 & LowBytes(size - 1)) ? PrefixSize + 1 + size : 0;
-        }
-        return TakeAnyNumber(bytes, out number);
-    }
-
-    static uint LowBytes(int count) => (uint)((1UL << (8 * count)) - 1);
-
-    static int TakeAnyNumber(ReadOnlySpan<byte> bytes, out long number)
-    {
-        var (size, varint) = (Take(bytes, out var message), 0UL);
-        var isUsual = message.IsEmpty || message.Length > 1 && message[0] == NumberTag && TakeVarint(message[1..], out varint) == message.Length - 1;
-        number = (long)varint;
-        return isUsual ? size : 0;
-    }
-
-    /// <summary>What a text or a message takes in a field, with what comes before it; nothing where it is empty.</summary>
-    public static int SizeOfText(int size) => size == 0 ? 0 : 1 + SizeOfVarint((uint)size) + size;
-
-    /// <summary>Writes what comes before a text or a message of so many bytes, in a field whose number is below 16.</summary>
-    public static void WriteTag(ref Span<byte> into, int field, int size)
-    {
-        if (size == 0)
-            return;
-        into[0] = (byte)(field << 3 | 2);
-        into = into[(1 + WriteVarint(into[1..], (ulong)size))..];
-    }
-
-    /// <summary>Writes some bytes.</summary>
-    public static void Write(ref Span<byte> into, ReadOnlySpan<byte> bytes)
-    {
-        bytes.CopyTo(into);
-        into = into[bytes.Length..];
-    }
-
-    /// <summary>Takes the text or the message in a field off the front; where it is not there, or cut off, it takes nothing.</summary>
-    public static ReadOnlySpan<byte> TakeText(scoped ref ReadOnlySpan<byte> fields, int field)
-    {
-        if (fields.IsEmpty || fields[0] != (field << 3 | 2))
-            return default;
-        var start = 1 + TakeVarint(fields[1..], out var size);
-        if (start == 1 || size > (ulong)(fields.Length - start))
-            return default;
-        var text = fields.Slice(start, (int)size);
-        fields = fields[(start + (int)size)..];
-        return text;
-    }
-
-    // Reads a varint of up to ten bytes and gives its size; 0 where it is cut off or longer.
-    static int TakeVarint(ReadOnlySpan<byte> bytes, out ulong value)
-    {
-        value = 0;
-        for (var i = 0; i < bytes.Length && i < 10; i++)
-        {
-            value |= (bytes[i] & 0x7fUL) << (7 * i);
-            if (bytes[i] <= 0x7f)
-                return i + 1;
-        }
-        return 0;
-    }
-
-    // As protobuf has it: a byte for every seven bits, without a division.
-    static int SizeOfVarint(uint value) => (BitOperations.Log2(value) * 9 + 73) / 64;
-
-    static int WriteVarint(Span<byte> into, ulong value)
-    {
-        var size = 0;
-        for (; value > 0x7f; value >>= 7)
-            into[size++] = (byte)(value | 0x80);
-        into[size] = (byte)value;
-        return size + 1;
     }
 }
 
@@ -725,11 +410,25 @@ static class Wire
 // Text to messages, messages to text
 // ---------------------------------------------------------------------------------------------
 
-/// <summary>Cuts requests out of the text that comes on stdin.</summary>
-abstract class RequestReader<T> where T : IWire<T>, allows ref struct
+/// <summary>Where the requests of a call come from.</summary>
+abstract class Input<T> : IAsyncStreamReader<T> where T : class
+{
+    public T Current { get; protected set; } = null!;
+
+    /// <summary>Whether one more request is at hand, so that what is written before it need not leave at once.</summary>
+    public virtual bool HasMore => false;
+
+    public abstract Task<bool> MoveNext(CancellationToken cancel);
+}
+
+/// <summary>Requests cut out of the text that comes on stdin.</summary>
+abstract class TextInput<T> : Input<T> where T : class
 {
     byte[] buffer = new byte[64 * 1024];
     int start, end;
+    T? next;
+
+    public override bool HasMore => next is not null;
 
     /// <summary>Whether stdin has ended: what <see cref="Take"/> is given then is all there is.</summary>
     protected bool Ended { get; private set; }
@@ -740,21 +439,31 @@ abstract class RequestReader<T> where T : IWire<T>, allows ref struct
     /// <summary>What is wrong with the text that comes next, and how many bytes of it are to be skipped where it is typed by hand.</summary>
     protected (string Message, int Length)? Fault { get; set; }
 
-    /// <summary>Takes requests off the front of the text until the batch is full, more text is needed or there is a fault; gives the bytes taken.</summary>
-    protected abstract int Take(ReadOnlySpan<byte> text, Batch<T> batch);
+    /// <summary>Takes one request off the front of the text; null where more text is needed or there is a fault.</summary>
+    protected abstract T? Take(ref ReadOnlySpan<byte> text);
 
-    /// <summary>Fills a batch with the requests that are there, and waits for one; false at the end.</summary>
-    /// <exception cref="Problem">The text is not what the command takes. What came before it has been read already.</exception>
-    public async ValueTask<bool> ReadAsync(Batch<T> batch)
+    /// <summary>Takes the next request, and waits for one; false at the end.</summary>
+    /// <exception cref="Problem">The text is not what the command takes. What came before it has been taken already.</exception>
+    public override Task<bool> MoveNext(CancellationToken cancel)
+    {
+        if (next is null)
+            return ReadAsync();
+        Current = next;
+        next = Take();
+        return Task.FromResult(true);
+    }
+
+    async Task<bool> ReadAsync()
     {
         while (true)
         {
             if (start == 0 && Line == 1 && IsUtf16(buffer.AsSpan(0, end)))
                 throw new Problem(1, "the input is in UTF-16, not UTF-8");
-            if (Fault is null)
-                start += Take(buffer.AsSpan(start, end - start), batch);
-            if (!batch.Bytes.IsEmpty)
+            if (Take() is { } request)
+            {
+                (Current, next) = (request, Take());
                 return true;
+            }
             if (Fault is var (message, length))
             {
                 if (!Stdio.IsInteractive)
@@ -774,8 +483,19 @@ abstract class RequestReader<T> where T : IWire<T>, allows ref struct
         }
     }
 
+    T? Take()
+    {
+        if (Fault is not null)
+            return null;
+        ReadOnlySpan<byte> text = buffer.AsSpan(start, end - start);
+        var request = Take(ref text);
+        start = end - text.Length;
+        return request;
+    }
+
     // By its byte order mark, or by the halves that are 0 in what is ASCII.
-    static bool IsUtf16(ReadOnlySpan<byte> text) => text is [0xFF, 0xFE, ..] or [0xFE, 0xFF, ..] or [not 0, 0, not 0, 0, ..] or [0, not 0, 0, not 0, ..];
+    static bool IsUtf16(ReadOnlySpan<byte> text) =>
+        text is [0xFF, 0xFE, ..] or [0xFE, 0xFF, ..] or [not 0, 0, not 0, 0, ..] or [0, not 0, 0, not 0, ..];
 
     /// <summary>The start of a token, fit to be shown in a message.</summary>
     protected static string Excerpt(ReadOnlySpan<byte> token)
@@ -786,144 +506,109 @@ abstract class RequestReader<T> where T : IWire<T>, allows ref struct
 }
 
 /// <summary>Integers separated by white space or commas, as requests.</summary>
-sealed class NumberReader : RequestReader<FindMaximumRequest>
+sealed class NumberInput : TextInput<FindMaximumRequest>
 {
     // Leading zeros are fine, but not without end: a token must fit in memory to be parsed.
     const int MaxLength = 4096;
 
-    protected override int Take(ReadOnlySpan<byte> text, Batch<FindMaximumRequest> batch)
+    // What some editors put before text, and `cat` leaves in its middle.
+    static ReadOnlySpan<byte> ByteOrderMark => "\uFEFF"u8;
+
+    protected override FindMaximumRequest? Take(ref ReadOnlySpan<byte> text)
     {
-        var frames = batch.GetSpan(Wire.FullBatch + Wire.MaxNumberSize);
-        var (at, used, count) = (0, 0, 0);
-        while (used < Wire.FullBatch)
+        while (text.Length > 0 && (IsSeparator(text[0]) || text.StartsWith(ByteOrderMark)))
         {
-            while (at < text.Length && IsSeparator(text[at]))
-                at++;
-            var token = text[at..];
-            if (token.Length > 8 && EightDigits(BinaryPrimitives.ReadUInt64LittleEndian(token), out var number) is > 0 and var length && IsSeparator(token[length]))
-                used += Wire.WriteNumber(frames[used..], number);
-            // What some editors put before text, and `cat` leaves in its middle.
-            else if (token.StartsWith("\uFEFF"u8))
-            {
-                at += 3;
-                continue;
-            }
-            else if ((length = Parse(token, out number)) > 0)
-                used += Wire.WriteNumber(frames[used..], number);
-            else
-                break;
-            at += length;
-            count++;
+            if (text[0] == '\n')
+                Line++;
+            text = text[(IsSeparator(text[0]) ? 1 : ByteOrderMark.Length)..];
         }
-        batch.Advance(used, count);
-        Line += text[..at].Count((byte)'\n');
-        return at;
+        var isNumber = Utf8Parser.TryParse(text, out long number, out var length);
+        var isWhole = isNumber && length < text.Length && (IsSeparator(text[length]) || text[length..].StartsWith(ByteOrderMark));
+        if (!isWhole || length > MaxLength)
+        {
+            var end = 0;
+            while (end < text.Length && !IsSeparator(text[end]))
+                end++;
+            if (end == 0 || end == text.Length && !Ended && end <= MaxLength)
+                return null;
+            if (!isNumber || length < end || end > MaxLength)
+            {
+                Fault = ($"\"{Excerpt(text[..end])}\" is not an integer from {long.MinValue} to {long.MaxValue}", end);
+                return null;
+            }
+        }
+        text = text[length..];
+        return new() { Number = number };
     }
 
-    // The length of any token; 0 where it may go on in bytes that are still to come, or is none.
-    int Parse(ReadOnlySpan<byte> token, out long number)
-    {
-        var length = 0;
-        while (length < token.Length && !IsSeparator(token[length]))
-            length++;
-        number = 0;
-        if (length == 0 || length == token.Length && !Ended && length <= MaxLength)
-            return 0;
-        if (length <= MaxLength && Utf8Parser.TryParse(token[..length], out number, out var used) && (used == length || token[used..].StartsWith("\uFEFF"u8)))
-            return used;
-        Fault = ($"\"{Excerpt(token[..length])}\" is not an integer from {long.MinValue} to {long.MaxValue}", length);
-        return 0;
-    }
-
-    // How many of eight characters are digits, up to the first that is none, and their number. Nearly all numbers are
-    // so short; without a loop: the digits are moved to the end of the eight, then neighbours are joined three times.
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    static int EightDigits(ulong text, out long number)
-    {
-        var digits = text ^ 0x3030303030303030;
-        var length = BitOperations.TrailingZeroCount((digits + 0x7676767676767676 | digits) & 0x8080808080808080) / 8;
-        digits = length == 0 ? 0 : digits << (64 - 8 * length);
-        digits = digits * 10 + (digits >> 8) & 0x00ff00ff00ff00ff;
-        digits = digits * 100 + (digits >> 16) & 0x0000ffff0000ffff;
-        number = (long)(digits * 10_000 + (digits >> 32) & 0xffffffff);
-        return length;
-    }
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     static bool IsSeparator(byte b) => b is (byte)'\n' or (byte)' ' or (byte)',' or (>= (byte)'\t' and <= (byte)'\r');
 }
 
 /// <summary>Names, one a line, as requests: the first word is the first name, the rest the last name.</summary>
-sealed class NameReader : RequestReader<GreetEveryoneRequest>
+sealed class NameInput : TextInput<GreetEveryoneRequest>
 {
-    // With the message around it, a longer one would be more than servers take.
-    const int MaxLength = Wire.MaxMessage - 32;
+    // With the message around it, a longer one would be more than servers take: gRPC's usual limit is 4 MiB.
+    const int MaxLength = 4 * 1024 * 1024 - 32;
 
-    protected override int Take(ReadOnlySpan<byte> text, Batch<GreetEveryoneRequest> batch)
+    protected override GreetEveryoneRequest? Take(ref ReadOnlySpan<byte> text)
     {
-        var rest = text;
-        for (; batch.Bytes.Length < Wire.FullBatch && !rest.IsEmpty; Line++)
+        while (!text.IsEmpty)
         {
-            var length = rest.IndexOf((byte)'\n');
-            var line = length < 0 ? rest : rest[..length];
+            var length = text.IndexOf((byte)'\n');
+            var line = length < 0 ? text : text[..length];
             if (line.Length > MaxLength)
                 Fault = ($"the name is longer than {MaxLength} bytes", line.Length);
             else if (length < 0 && !Ended)
-                break;
+                return null;
             else if (!Utf8.IsValid(line))
                 Fault = ($"\"{Excerpt(line)}\" is not valid UTF-8", line.Length);
             if (Fault is not null)
-                break;
-            rest = rest[(length < 0 ? rest.Length : length + 1)..];
-            Add(line, batch);
+                return null;
+            text = text[(length < 0 ? text.Length : length + 1)..];
+            Line++;
+            // A byte order mark counts as white space.
+            var name = Encoding.UTF8.GetString(line).Replace('\uFEFF', ' ').Trim();
+            if (name != "")
+                return new() { Greeting = Split(name) };
         }
-        return text.Length - rest.Length;
+        return null;
     }
 
-    // Nearly all names are ASCII, and need no strings.
-    static void Add(ReadOnlySpan<byte> line, Batch<GreetEveryoneRequest> batch)
+    static Greeting Split(string name)
     {
-        ReadOnlySpan<byte> first, last, whiteSpace = " \t\v\f\r"u8;
-        if (Ascii.IsValid(line))
-        {
-            line = line.Trim(whiteSpace);
-            first = line.IndexOfAny(whiteSpace) is >= 0 and var length ? line[..length] : line;
-            last = line[first.Length..].TrimStart(whiteSpace);
-        }
-        else
-        {
-            var name = Encoding.UTF8.GetString(line).Replace('\uFEFF', ' ').Trim();
-            var length = name.TakeWhile(c => !char.IsWhiteSpace(c)).Count();
-            first = Encoding.UTF8.GetBytes(name[..length]);
-            last = Encoding.UTF8.GetBytes(name[length..].TrimStart());
-        }
-        if (!first.IsEmpty)
-            batch.Add(first, last);
+        var end = 0;
+        while (end < name.Length && !char.IsWhiteSpace(name[end]))
+            end++;
+        return new() { FirstName = name[..end], LastName = name[end..].TrimStart() };
     }
 }
 
-/// <summary>Answers as lines of text.</summary>
+/// <summary>Messages as text.</summary>
 static class Lines
 {
-    public static void Print(Batch<FindMaximumResponse> answers)
+    /// <summary>What -v shows of a message.</summary>
+    public static string Of(IMessage message) => message switch
     {
-        foreach (var answer in answers)
-        {
-            var line = Stdio.Output.GetSpan(24);
-            Utf8Formatter.TryFormat(answer.Value, line, out var length);
-            line[length] = (byte)'\n';
-            Stdio.Output.Advance(length + 1);
-        }
+        FindMaximumRequest request => $"{request.Number}",
+        FindMaximumResponse response => $"{response.Maximum}",
+        GreetEveryoneRequest { Greeting: { } whom } => $"{whom.FirstName} {whom.LastName}".TrimEnd(' '),
+        GreetEveryoneResponse response => response.Result,
+        _ => "",
+    };
+
+    public static void Print(FindMaximumResponse answer)
+    {
+        var line = Stdio.Output.GetSpan(24);
+        Utf8Formatter.TryFormat(answer.Maximum, line, out var length);
+        line[length] = (byte)'\n';
+        Stdio.Output.Advance(length + 1);
     }
 
-    public static void Print(Batch<GreetEveryoneResponse> answers)
+    public static void Print(GreetEveryoneResponse answer)
     {
-        foreach (var answer in answers)
-        {
-            // A terminal would obey what a server sends.
-            Stdio.Output.Write(Stdio.IsShown ? Encoding.UTF8.GetBytes(Program.OneLine(Encoding.UTF8.GetString(answer.Result))) : answer.Result);
-            Stdio.Output.Write("\n"u8);
-        }
+        // A terminal would obey what a server sends.
+        Encoding.UTF8.GetBytes(Stdio.IsShown ? Program.OneLine(answer.Result) : answer.Result, Stdio.Output);
+        Stdio.Output.Write("\n"u8);
     }
 }
 
@@ -984,7 +669,7 @@ static class Stdio
         return error is null ? Task.CompletedTask : throw new Problem(error.HResult is 32 or unchecked((int)0x8007006D) or unchecked((int)0x800700E8) ? 0 : 1, $"stdout: {error.Message}");
     }
 
-    /// <summary>Tells the user one line on stderr. What finds no room there within a moment is dropped, and all else until there is.</summary>
+    /// <summary>Tells the user one line on stderr. What finds no room there within a moment is dropped, as is all until there is.</summary>
     /// <param name="end">Behind a \r the next line takes this one's place.</param>
     public static void Tell(string line, string end = "\n")
     {
@@ -1100,186 +785,432 @@ static class Stdio
 }
 
 // ---------------------------------------------------------------------------------------------
-// The adapter: grpc-dotnet for everything, but for the messages of a busy stream
+// The adapter: what makes any two-way method of grpc-dotnet fast
 //
-// A call is grpc-dotnet's, with its headers, deadline, status and trailers. Its messages are read from a pipe that is ours
-// as well: of those that have arrived, the whole and usual ones are taken right there, as one batch; whatever comes next
-// is left to grpc-dotnet, which reads the same pipe: a message that is compressed, large, malformed, cut off or in another
-// form, and the end. A batch that is written goes to the transport past grpc-dotnet. Nothing of this can be seen on the wire.
+// The library pays for each message with an asynchronous read or write, a flush and a lock, some 20 µs in all. This
+// interceptor gives a handler, or a client's code, streams that take whole plain messages straight out of what has arrived, and
+// gather what is written until they are about to wait: write as long as there is something to write, flush only when
+// about to wait. All else is the library's, whose streams read and write the same pipes: whatever comes next that is
+// compressed, large, malformed or cut off, and the end, is left to them byte for byte, and so are headers, deadlines, statuses
+// and trailers. No peer can see it, and neither a service nor a client need know of it:
+//
+//     builder.Services.AddGrpc(options => options.Interceptors.Add<Adapter>());
+//     var invoker = GrpcChannel.ForAddress(url, new() { HttpHandler = new Adapter.Handler(…) }).Intercept(new Adapter());
 // ---------------------------------------------------------------------------------------------
 
-/// <summary>Reads a stream in batches, on both sides.</summary>
-/// <param name="pipe">The body, which <paramref name="others"/> reads as well.</param>
-/// <param name="others">The library's stream of the same messages.</param>
-/// <param name="flush">Called before anything is waited for.</param>
-/// <param name="isRequest">Whether its end is all: no status follows, for the library to read.</param>
-/// <param name="stop">Ends the wait.</param>
-sealed class BatchReader<T>(PipeReader pipe, IAsyncStreamReader<IMessage> others, Func<Task> flush, bool isRequest, CancellationToken stop) : IAsyncStreamReader<Batch<T>> where T : IWire<T>, allows ref struct
+/// <summary>Gives two-way methods fast streams, on the server and on the client.</summary>
+/// <param name="marshallers">Of the type <see cref="Marshaller{T}"/>: to be used for messages of type T instead of the method's own.</param>
+sealed class Adapter(params object[] marshallers) : Interceptor
 {
-    ReadOnlySequence<byte> bytes;
+    /// <summary>A message's prefix: whether it is compressed, in one byte, and its length in four (grpc/doc/PROTOCOL-HTTP2.md).</summary>
+    const int PrefixSize = 5;
 
-    public Batch<T> Current { get; } = new();
+    /// <summary>So many bytes are enough for a flush. What is much larger is left to the library.</summary>
+    public const int Full = 32 * 1024;
 
-    public async Task<bool> MoveNext(CancellationToken cancel)
+    public override async Task DuplexStreamingServerHandler<TRequest, TResponse>(IAsyncStreamReader<TRequest> requests,
+        IServerStreamWriter<TResponse> responses, ServerCallContext context, DuplexStreamingServerMethod<TRequest, TResponse> continuation)
     {
-        Release();
-        var reading = pipe.ReadAsync(stop);
-        if (!reading.IsCompleted)
-            await flush();
+        var http = context.GetHttpContext();
+        var method = (Method<TRequest, TResponse>)http.GetEndpoint()!.Metadata.GetMetadata<GrpcMethodMetadata>()!.Method;
+        var reader = new Reader<TRequest>(http.Request.BodyReader, requests, For(method.RequestMarshaller), context.CancellationToken);
+        var writer = new ServerWriter<TResponse>(http.Response.BodyWriter, () => reader.HasMore, For(method.ResponseMarshaller), context.CancellationToken);
+        reader.BeforeWait = writer.FlushAsync;
         try
         {
-            var read = await reading;
-            if (TryTake(read))
-                return true;
-            if (isRequest && read is { IsCompleted: true, Buffer.IsEmpty: true })
+            await continuation(reader, writer, context);
+        }
+        finally
+        {
+            reader.Release();
+            // What is cut off here has been written all the same.
+            if (!writer.IsEmpty)
+                await writer.FlushAsync().ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
+        }
+    }
+
+    public override AsyncDuplexStreamingCall<TRequest, TResponse> AsyncDuplexStreamingCall<TRequest, TResponse>(
+        ClientInterceptorContext<TRequest, TResponse> context, AsyncDuplexStreamingCallContinuation<TRequest, TResponse> continuation)
+    {
+        var bodies = new Bodies();
+        Handler.Calling.Value = bodies;
+        var call = continuation(context);
+        Handler.Calling.Value = null;
+        return new(
+            new ClientWriter<TRequest>(bodies.Request.Task, call.RequestStream, For(context.Method.RequestMarshaller)),
+            new Reader<TResponse>(bodies.Responses, call.ResponseStream, For(context.Method.ResponseMarshaller), context.Options.CancellationToken),
+            call.ResponseHeadersAsync, call.GetStatus, call.GetTrailers, () =>
+            {
+                bodies.End();
+                call.Dispose();
+            });
+    }
+
+    Marshaller<T> For<T>(Marshaller<T> own) => marshallers.OfType<Marshaller<T>>().FirstOrDefault(own);
+
+    /// <summary>Takes messages out of a pipe that the library's stream of the same messages reads as well.</summary>
+    public sealed class Reader<T>(PipeReader pipe, IAsyncStreamReader<T> library, Marshaller<T> marshaller, CancellationToken stop)
+        : DeserializationContext, IAsyncStreamReader<T> where T : class
+    {
+        // What the last read gave, and its front in one piece, of which so much has been taken; the message behind it has this size.
+        ReadOnlySequence<byte> arrived;
+        ArraySegment<byte> front = [];
+        int taken, size;
+        bool isReading;
+
+        public T Current { get; private set; } = null!;
+
+        /// <summary>How many messages have been read.</summary>
+        public long Count { get; private set; }
+
+        /// <summary>Called before anything is waited for.</summary>
+        public Func<Task> BeforeWait { get; set; } = () => Task.CompletedTask;
+
+        /// <summary>Reads the next message. What has arrived already is read even when the call, or what waits for it, is cancelled.</summary>
+        public Task<bool> MoveNext(CancellationToken cancel) => TryTake() ? Task.FromResult(true) : ReadAsync(cancel);
+
+        /// <summary>Whether one more message has come already, or its first bytes.</summary>
+        public bool HasMore => taken < arrived.Length;
+
+        bool TryTake()
+        {
+            if (!IsWhole(front.AsSpan(taken)) && !TryJoin())
                 return false;
-        }
-        catch (IOException)
-        {
-            // For the library to say what that means.
-        }
-        var moving = others.MoveNext(stop);
-        if (!moving.IsCompleted)
-            await flush();
-        if (!await moving)
-            return false;
-        Current.Set(others.Current);
-        return true;
-    }
-
-    /// <summary>Takes one more batch of what has arrived already, also after the stop.</summary>
-    public bool TryMoveNext()
-    {
-        Release();
-        return pipe.ReadAsync() is { IsCompletedSuccessfully: true } reading && TryTake(reading.Result);
-    }
-
-    bool TryTake(ReadResult read)
-    {
-        var hasTaken = Current.TrySet(read.Buffer.First);
-        if (hasTaken)
-            bytes = read.Buffer;
-        else
-            pipe.AdvanceTo(read.Buffer.Start);
-        return hasTaken;
-    }
-
-    // Only when the next batch is asked for is the one before done with; an idle stream holds no memory of the pipe's.
-    void Release()
-    {
-        if (!bytes.IsEmpty)
-            pipe.AdvanceTo(bytes.GetPosition(bytes.FirstSpan.Length - Current.Bytes.Length));
-        bytes = default;
-        Current.TrySet(default);
-    }
-}
-
-/// <summary>Writes a stream in batches, on the server.</summary>
-sealed class BatchWriter<T>(PipeWriter pipe, CancellationToken stop) : IServerStreamWriter<Batch<T>> where T : IWire<T>, allows ref struct
-{
-    bool hasFlushed;
-
-    public WriteOptions? WriteOptions { get; set; }
-
-    /// <summary>How many messages have been written.</summary>
-    public long Sent { get; private set; }
-
-    /// <summary>Writes a batch, which is empty then, and flushes only much: there may be more to write, and a flush comes before the next wait.</summary>
-    public Task WriteAsync(Batch<T> batch)
-    {
-        // Writing nothing would still take a block of memory, until the next flush.
-        if (!batch.Bytes.IsEmpty)
-            pipe.Write(batch.Bytes.Span);
-        Sent += batch.Added;
-        batch.Clear();
-        return pipe.UnflushedBytes < Wire.FullBatch ? Task.CompletedTask : FlushAsync();
-    }
-
-    /// <summary>Sends what has been written, and the first time the headers before it.</summary>
-    public Task FlushAsync()
-    {
-        if (hasFlushed && pipe.UnflushedBytes == 0)
-            return Task.CompletedTask;
-        hasFlushed = true;
-        // Only the wait ends: Kestrel aborts a stream whose flush is cancelled, and drops what was to be flushed.
-        return pipe.FlushAsync(CancellationToken.None).AsTask().WaitAsync(stop);
-    }
-}
-
-/// <summary>On the client, between the library and SocketsHttpHandler: where the pipes of a call come from.</summary>
-/// <param name="took">Told how many bytes of the response's body have been taken.</param>
-sealed class PipeHandler(HttpMessageHandler inner, Action<int> took) : DelegatingHandler(inner)
-{
-    readonly TaskCompletionSource<Stream> requests = new(TaskCreationOptions.RunContinuationsAsynchronously);
-    readonly CancellationTokenSource closed = new();
-    Stream? body;
-
-    /// <summary>Where requests are written.</summary>
-    public Task<Stream> Requests => requests.Task;
-
-    /// <summary>Where responses are read, once their headers are there.</summary>
-    public PipeReader? Responses { get; private set; }
-
-    /// <summary>Ends the call, with a reset where it has not ended.</summary>
-    public void Close()
-    {
-        closed.Cancel();
-        body?.Dispose();
-    }
-
-    // Not the library's token: at a deadline it would drop answers that have arrived. Close ends the call.
-    protected override async Task<HttpResponseMessage> SendAsync(HttpRequestMessage request, CancellationToken cancel)
-    {
-        var content = request.Content!;
-        request.Content = WithHeaders(content.Headers, new RequestContent(async stream =>
-        {
-            // SocketsHttpHandler tries a refused stream again; but what stdin gave for it is gone.
-            if (!requests.TrySetResult(stream))
-                throw new IOException("the server refused the stream");
             try
             {
-                await content.CopyToAsync(stream).WaitAsync(closed.Token);
+                Current = marshaller.ContextualDeserializer(this);
             }
-            catch
+            catch (Exception)
             {
-                // Ended now, the request would take the answers with it that have arrived and are still to be read.
-                await Task.Delay(Timeout.Infinite, closed.Token);
+                // A malformed message is for the library to refuse.
+                return false;
             }
-        }));
-        var response = await base.SendAsync(request, closed.Token);
-        body = await response.Content.ReadAsStreamAsync(CancellationToken.None);
-        Responses = PipeReader.Create(new CountedStream(body, took), new(bufferSize: Wire.FullBatch));
-        response.Content = WithHeaders(response.Content.Headers, new StreamContent(Responses.AsStream(leaveOpen: true)));
-        return response;
-    }
+            taken += size;
+            Count++;
+            return true;
+        }
 
-    static HttpContent WithHeaders(HttpContentHeaders headers, HttpContent content)
-    {
-        foreach (var (name, values) in headers.NonValidated)
-            content.Headers.TryAddWithoutValidation(name, values);
-        return content;
-    }
-
-    sealed class RequestContent(Func<Stream, Task> write) : HttpContent
-    {
-        protected override Task SerializeToStreamAsync(Stream stream, TransportContext? context) => write(stream);
-
-        protected override bool TryComputeLength(out long length)
+        // Whether bytes begin with a whole message that is not compressed; sets its size with its prefix.
+        bool IsWhole(ReadOnlySpan<byte> bytes)
         {
-            length = -1;
-            return false;
+            size = int.MaxValue;
+            if (bytes.Length >= PrefixSize && bytes[0] == 0 && BinaryPrimitives.ReadUInt32BigEndian(bytes[1..]) is <= Full and var length)
+                size = PrefixSize + (int)length;
+            return size <= bytes.Length;
+        }
+
+        // Goes on to the next piece of the pipe's memory; a message across two pieces is put together.
+        bool TryJoin()
+        {
+            arrived = arrived.Slice(taken);
+            SetFront(arrived);
+            if (!IsWhole(front) && !arrived.IsSingleSegment && arrived.Length >= PrefixSize && !IsWhole(arrived.Slice(0, PrefixSize).ToArray()))
+                front = size <= arrived.Length ? arrived.Slice(0, size).ToArray() : front;
+            return size <= front.Count;
+        }
+
+        void SetFront(ReadOnlySequence<byte> bytes) =>
+            (front, taken) = (MemoryMarshal.TryGetArray(bytes.First, out var array) ? array : bytes.First.ToArray(), 0);
+
+        async Task<bool> ReadAsync(CancellationToken cancel)
+        {
+            Current = null!;
+            Release();
+            try
+            {
+                var reading = pipe.ReadAsync(CancellationToken.None);
+                if (!reading.IsCompleted)
+                    await BeforeWait();
+                using var stopped = reading.IsCompleted ? default : stop.UnsafeRegister(Cancel, pipe);
+                using var cancelled = reading.IsCompleted ? default : cancel.UnsafeRegister(Cancel, pipe);
+                var read = await reading;
+                (arrived, isReading) = (read.Buffer, true);
+                SetFront(arrived);
+                if (TryTake())
+                    return true;
+                Release();
+                if (read.IsCanceled)
+                    throw new OperationCanceledException(cancel.IsCancellationRequested ? cancel : stop);
+            }
+            catch (Exception e) when (e is not OperationCanceledException)
+            {
+                // For the library to say what that means.
+            }
+            var moving = library.MoveNext(cancel);
+            if (!moving.IsCompleted)
+                await BeforeWait();
+            if (!await moving)
+                return false;
+            Current = library.Current;
+            Count++;
+            return true;
+
+            static void Cancel(object? pipe) => ((PipeReader)pipe!).CancelPendingRead();
+        }
+
+        /// <summary>Gives the pipe back what has been taken: an idle stream holds no memory of it.</summary>
+        public void Release()
+        {
+            if (isReading)
+                pipe.AdvanceTo(arrived.GetPosition(taken));
+            (arrived, front, taken, isReading) = (default, [], 0, false);
+        }
+
+        public override int PayloadLength => size - PrefixSize;
+        public override byte[] PayloadAsNewBuffer() => PayloadAsReadOnlySequence().ToArray();
+        public override ReadOnlySequence<byte> PayloadAsReadOnlySequence() => new(front.Array!, front.Offset + taken + PrefixSize, PayloadLength);
+    }
+
+    /// <summary>Gathers messages as they lie on the wire.</summary>
+    public abstract class Writer<T>(Marshaller<T> marshaller) : SerializationContext, IAsyncStreamWriter<T> where T : class
+    {
+        // Small at first, and let go at each flush: an idle stream holds no memory.
+        ArrayBufferWriter<byte> gathered = new();
+        int start;
+
+        public WriteOptions? WriteOptions { get; set; }
+
+        /// <summary>How many messages have been written.</summary>
+        public long Count { get; private set; }
+
+        /// <summary>Whether there is nothing to flush.</summary>
+        public bool IsEmpty => gathered.WrittenCount == 0;
+
+        /// <summary>Whether what has been gathered may stay for now, as more is sure to follow.</summary>
+        protected abstract bool MayWait { get; }
+
+        /// <summary>Sends what has been gathered.</summary>
+        public abstract Task FlushAsync();
+
+        public Task WriteAsync(T message, CancellationToken cancel) => cancel.IsCancellationRequested ? Task.FromCanceled(cancel) : WriteAsync(message);
+
+        public Task WriteAsync(T message)
+        {
+            start = gathered.WrittenCount;
+            gathered.GetSpan(PrefixSize)[0] = 0;
+            gathered.Advance(PrefixSize);
+            marshaller.ContextualSerializer(message, this);
+            return gathered.WrittenCount < Full && MayWait ? Task.CompletedTask : FlushAsync();
+        }
+
+        public override IBufferWriter<byte> GetBufferWriter() => gathered;
+
+        public override void Complete()
+        {
+            var length = MemoryMarshal.AsMemory(gathered.WrittenMemory).Slice(start + 1, sizeof(int));
+            BinaryPrimitives.WriteInt32BigEndian(length.Span, gathered.WrittenCount - start - PrefixSize);
+            Count++;
+        }
+
+        public override void Complete(byte[] payload)
+        {
+            gathered.Write(payload);
+            Complete();
+        }
+
+        protected ReadOnlyMemory<byte> Take()
+        {
+            var all = gathered.WrittenMemory;
+            gathered = new();
+            return all;
         }
     }
 
-    sealed class CountedStream(Stream stream, Action<int> took) : TransportStream
+    // A handler that does something else between two reads must not hold answers back: they wait only where a request has come.
+    sealed class ServerWriter<T>(PipeWriter pipe, Func<bool> hasMore, Marshaller<T> marshaller, CancellationToken stop)
+        : Writer<T>(marshaller), IServerStreamWriter<T> where T : class
     {
+        bool hasFlushed;
+
+        protected override bool MayWait => hasMore();
+
+        // The first time the headers leave as well. Only the wait is stopped: Kestrel aborts a stream whose flush is cancelled.
+        public override Task FlushAsync()
+        {
+            if (hasFlushed && IsEmpty)
+                return Task.CompletedTask;
+            hasFlushed = true;
+            var flushing = IsEmpty ? pipe.FlushAsync(CancellationToken.None) : pipe.WriteAsync(Take(), CancellationToken.None);
+            return flushing.IsCompletedSuccessfully ? Task.CompletedTask : flushing.AsTask().WaitAsync(stop);
+        }
+    }
+
+    // What is written may wait when its writer says so, in gRPC's words.
+    sealed class ClientWriter<T>(Task<Stream> requests, IClientStreamWriter<T> library, Marshaller<T> marshaller)
+        : Writer<T>(marshaller), IClientStreamWriter<T> where T : class
+    {
+        protected override bool MayWait => WriteOptions is { } options && options.Flags.HasFlag(WriteFlags.BufferHint);
+
+        public override async Task FlushAsync()
+        {
+            var stream = await requests;
+            await stream.WriteAsync(Take());
+            await stream.FlushAsync();
+        }
+
+        public async Task CompleteAsync()
+        {
+            await FlushAsync();
+            await library.CompleteAsync();
+        }
+    }
+
+    /// <summary>On a client's channel, before the handler that connects: where the adapter finds the two bodies of a call.</summary>
+    /// <param name="took">Told how many bytes of a response's body have been taken.</param>
+    public sealed class Handler(HttpMessageHandler inner, Action<int> took) : DelegatingHandler(inner)
+    {
+        internal static readonly AsyncLocal<Bodies?> Calling = new();
+
+        protected override async Task<HttpResponseMessage> SendAsync(HttpRequestMessage request, CancellationToken cancel)
+        {
+            if (Calling.Value is not { } bodies)
+                return await base.SendAsync(request, cancel);
+            var library = request.Content!;
+            request.Content = WithHeaders(library.Headers, new RequestContent(WriteAsync));
+            try
+            {
+                // Not the library's token: at a deadline it would drop answers that have arrived. The call's end ends it.
+                var response = await base.SendAsync(request, bodies.Ended.Token);
+                // What is not gRPC is for the library to refuse.
+                if (response.Content.Headers.ContentType?.MediaType?.Split('+')[0] != "application/grpc")
+                {
+                    bodies.Response.TrySetResult(Stream.Null);
+                    return response;
+                }
+                bodies.Took = took;
+                bodies.Response.TrySetResult(await response.Content.ReadAsStreamAsync(CancellationToken.None));
+                response.Content = WithHeaders(response.Content.Headers, new StreamContent(bodies.Responses.AsStream(leaveOpen: true)));
+                return response;
+            }
+            catch (Exception e)
+            {
+                bodies.Request.TrySetException(e);
+                bodies.Response.TrySetException(e);
+                throw;
+            }
+
+            async Task WriteAsync(Stream stream)
+            {
+                // SocketsHttpHandler tries a refused stream again; but what was written for it is gone.
+                if (!bodies.Request.TrySetResult(stream))
+                    throw new IOException("the server refused the stream");
+                try
+                {
+                    await library.CopyToAsync(stream).WaitAsync(bodies.Ended.Token);
+                }
+                catch
+                {
+                    // Ended now, the request would take the answers with it that have arrived and are still to be read.
+                    await Task.Delay(Timeout.Infinite, bodies.Ended.Token);
+                }
+            }
+        }
+
+        static HttpContent WithHeaders(HttpContentHeaders headers, HttpContent content)
+        {
+            foreach (var (name, values) in headers.NonValidated)
+                content.Headers.TryAddWithoutValidation(name, values);
+            return content;
+        }
+
+        sealed class RequestContent(Func<Stream, Task> write) : HttpContent
+        {
+            protected override Task SerializeToStreamAsync(Stream stream, TransportContext? context) => write(stream);
+
+            protected override bool TryComputeLength(out long length)
+            {
+                length = -1;
+                return false;
+            }
+        }
+    }
+
+    // The two bodies of a client's call, before and after they are there. As a stream it is the response's.
+    internal sealed class Bodies : TransportStream
+    {
+        public readonly TaskCompletionSource<Stream> Request = new(TaskCreationOptions.RunContinuationsAsynchronously);
+        public readonly TaskCompletionSource<Stream> Response = new(TaskCreationOptions.RunContinuationsAsynchronously);
+        public readonly CancellationTokenSource Ended = new();
+        public readonly PipeReader Responses;
+
+        public Bodies() => Responses = PipeReader.Create(this, new(bufferSize: 2 * Full));
+
+        public Action<int> Took { get; set; } = _ => { };
+
         public override async ValueTask<int> ReadAsync(Memory<byte> into, CancellationToken cancel = default)
         {
-            var count = await stream.ReadAsync(into, cancel);
-            took(count);
+            var body = await Response.Task.WaitAsync(cancel);
+            var count = await body.ReadAsync(into, cancel);
+            Took(count);
             return count;
         }
+
+        // With a reset where the call has not ended.
+        public void End()
+        {
+            Ended.Cancel();
+            if (Response.Task.IsCompletedSuccessfully)
+                Response.Task.Result.Dispose();
+        }
     }
+}
+
+/// <summary>protobuf's messages, read and written where they lie, which takes two thirds of the time of the generated marshallers.</summary>
+static class Protobuf
+{
+    /// <summary>A marshaller for each message of the two RPCs.</summary>
+    public static readonly object[] Marshallers =
+    [
+        OfNumber(FindMaximumRequest.Parser, request => request.Number, number => new() { Number = number }),
+        OfNumber(FindMaximumResponse.Parser, response => response.Maximum, number => new() { Maximum = number }),
+        Of(GreetEveryoneRequest.Parser),
+        Of(GreetEveryoneResponse.Parser),
+    ];
+
+    /// <summary>The one for messages of type T.</summary>
+    public static Marshaller<T> Marshaller<T>() => Marshallers.OfType<Marshaller<T>>().Single();
+
+    static Marshaller<T> Of<T>(MessageParser<T> parser) where T : class, IMessage<T> => new(Write, context => Read(parser, context));
+
+    static void Write(IMessage message, SerializationContext context)
+    {
+        var size = message.CalculateSize();
+        var buffer = context.GetBufferWriter();
+        message.WriteTo(buffer.GetSpan(size)[..size]);
+        buffer.Advance(size);
+        context.Complete();
+    }
+
+    static T Read<T>(MessageParser<T> parser, DeserializationContext context) where T : IMessage<T>
+    {
+        var payload = context.PayloadAsReadOnlySequence();
+        return payload.IsSingleSegment ? parser.ParseFrom(payload.FirstSpan) : parser.ParseFrom(payload);
+    }
+
+    // For messages that are one number, in field 1: nearly twice as fast once more.
+    static Marshaller<T> OfNumber<T>(MessageParser<T> parser, Func<T, long> number, Func<long, T> create) where T : class, IMessage<T> => new(
+        (message, context) =>
+        {
+            var buffer = context.GetBufferWriter();
+            var bytes = buffer.GetSpan(11);
+            var (rest, size) = ((ulong)number(message), 0);
+            if (rest != 0)
+                bytes[size++] = 1 << 3;
+            for (; rest > 0; rest >>= 7)
+                bytes[size++] = (byte)(rest > 0x7f ? rest | 0x80 : rest);
+            buffer.Advance(size);
+            context.Complete();
+        },
+        (DeserializationContext context) =>
+        {
+            var bytes = context.PayloadAsReadOnlySequence().FirstSpan;
+            var (value, at) = (0UL, 1);
+            while (at < bytes.Length && at < 10 && bytes[at] > 0x7f)
+                value |= (bytes[at] & 0x7fUL) << (7 * at++ - 7);
+            // Any other form of the same message is protobuf's to read.
+            var isUsual = at == bytes.Length - 1 && bytes[0] == 1 << 3 && bytes[at] <= 0x7f;
+            return isUsual ? create((long)(value | (ulong)bytes[at] << (7 * at - 7))) : Read(parser, context);
+        });
 }
 
 /// <summary>What a stream between a library and its transport need not do.</summary>
@@ -1313,13 +1244,20 @@ sealed class Server : IAsyncDisposable
     // that still sends; and what is under way between two peers, to arrive.
     static readonly TimeSpan Grace = TimeSpan.FromSeconds(1), Linger = TimeSpan.FromSeconds(0.25);
 
+    // The names that a well-known gRPC course gives the two methods.
+    static readonly Dictionary<string, PathString> CoursesPaths = new()
+    {
+        ["/greet.GreetService/GreetEveryone"] = "/streaming.GreetService/GreetEveryone",
+        ["/calculator.CalculatorService/FindMaximum"] = "/streaming.CalculatorService/FindMaximum",
+    };
+
     static readonly Status ShuttingDown = new(StatusCode.Unavailable, "server is shutting down");
 
     // The steps of a drain: nothing new comes in; running streams end; connections are cut.
     readonly CancellationTokenSource draining = new(), expired = new(), abort = new();
     readonly List<Socket> sockets = [];
     WebApplication app = null!;
-    int running, streams, connections, refused;
+    int running, streams;
     bool verbose;
 
     // A connection may hold memory up to its window, and without a descriptor for the next one Kestrel would try at full
@@ -1343,7 +1281,6 @@ sealed class Server : IAsyncDisposable
             Stdio.Output.Write(Encoding.UTF8.GetBytes($"listening on {endpoint}\n"));
         // A stdout that is full must not keep a signal from ending this.
         await await Task.WhenAny(Task.Run(Stdio.FlushAsync), first.Task);
-        _ = server.TidyAsync();
         var exitCode = await first.Task;
         var before = server.running;
         if (before > 0)
@@ -1353,23 +1290,6 @@ sealed class Server : IAsyncDisposable
         if (before + cut > 0)
             Program.Tell($"drained: {Math.Max(before - cut, 0)} ended in time, {cut} cut off");
         return second.Task.IsCompleted ? await second.Task : cut > 0 ? exitCode : 0;
-    }
-
-    // The collector waits for an allocation, which a server at rest does not make: without this, 10,000 idle streams hold
-    // 10.8 kB each instead of 7.9, and what a rush left behind stays.
-    async Task TidyAsync()
-    {
-        const int little = 64 * 1024, much = 16 * 1024 * 1024;
-        for (long seen = 0, atRest = 0; !draining.IsCancellationRequested; await Task.Delay(1000))
-        {
-            var allocated = GC.GetTotalAllocatedBytes();
-            if (allocated - seen < little && allocated - atRest > much)
-            {
-                FrameBlocks.Trim();
-                GC.Collect(GC.MaxGeneration, GCCollectionMode.Aggressive);
-            }
-            (seen, atRest) = (allocated, allocated - seen < little ? allocated : atRest);
-        }
     }
 
     /// <summary>Starts to serve.</summary>
@@ -1383,25 +1303,36 @@ sealed class Server : IAsyncDisposable
         var builder = WebApplication.CreateEmptyBuilder(new());
         builder.WebHost.UseKestrelCore().ConfigureKestrel(kestrel => Configure(kestrel, tls));
         builder.Services.Configure<SocketTransportOptions>(transport => transport.CreateBoundListenSocket = at => sockets.Single(socket => at.Equals(socket.LocalEndPoint)));
-        builder.Services.AddSingleton<IMemoryPoolFactory<byte>, FrameBlocks>().AddGrpc();
+        builder.Services.AddSingleton(new Rules(this)).AddSingleton(new Adapter(Protobuf.Marshallers)).AddGrpc(grpc =>
+        {
+            grpc.Interceptors.Add<Adapter>();
+            grpc.Interceptors.Add<Rules>();
+        });
         app = builder.Build();
+        app.Use((http, next) =>
+        {
+            http.Request.Path = CoursesPaths.GetValueOrDefault(http.Request.Path.Value!, http.Request.Path);
+            return next(http);
+        });
+        app.UseRouting();
         app.Use(ServeAsync);
+        app.MapGrpcService<Greeter>();
+        app.MapGrpcService<Calculator>();
 
-        var contract = Streaming.StreamingReflection.Descriptor.Services;
-        ServiceDescriptor[] services =
+        Google.Protobuf.Reflection.ServiceDescriptor[] services =
         [
-            .. contract, InCourse("greet", contract[0]), InCourse("calculator", contract[1]),
-            Health.Descriptor, Grpc.Reflection.V1.ServerReflection.Descriptor, Grpc.Reflection.V1Alpha.ServerReflection.Descriptor,
+            .. StreamingReflection.Descriptor.Services, Health.Descriptor,
+            Grpc.Reflection.V1.ServerReflection.Descriptor, Grpc.Reflection.V1Alpha.ServerReflection.Descriptor,
         ];
-        Map<GreetEveryoneRequest, GreetEveryoneResponse>(Rpcs.GreetEveryone, services[0], services[2]);
-        Map<FindMaximumRequest, FindMaximumResponse>(Rpcs.FindMaximum, services[1], services[3]);
         app.MapGrpcService(Grpc.Reflection.V1.ServerReflection.BindService(new ReflectionV1ServiceImpl(services)));
         app.MapGrpcService(Grpc.Reflection.V1Alpha.ServerReflection.BindService(new ReflectionServiceImpl(services)));
-        var health = new DrainingHealth([.. services.Select(service => service.FullName), ""], draining.Token);
-        health.SetAll(ServingStatus.Serving);
-        draining.Token.Register(() => health.SetAll(ServingStatus.NotServing));
+        var health = new HealthServiceImpl();
+        SetAll(ServingStatus.Serving);
+        draining.Token.Register(() => SetAll(ServingStatus.NotServing));
         app.MapGrpcService(Health.BindService(health));
         await app.StartAsync();
+
+        void SetAll(ServingStatus status) => Array.ForEach(["", .. services.Select(service => service.FullName)], name => health.SetStatus(name, status));
     }
 
     void Configure(KestrelServerOptions kestrel, Func<SslServerAuthenticationOptions>? tls)
@@ -1411,7 +1342,7 @@ sealed class Server : IAsyncDisposable
         var limits = kestrel.Limits;
         // Streams may be idle, and bodies endless: Kestrel's minimum rates and maximum sizes are not for them.
         (limits.MinRequestBodyDataRate, limits.MinResponseDataRate, limits.MaxRequestBodySize) = (null, null, null);
-        limits.RequestHeadersTimeout = HeadersTimeout;
+        (limits.RequestHeadersTimeout, limits.MaxConcurrentConnections) = (HeadersTimeout, maxConnections);
         (limits.Http2.KeepAlivePingDelay, limits.Http2.KeepAlivePingTimeout) = (PingDelay, PingTimeout);
         (limits.Http2.MaxStreamsPerConnection, limits.Http2.InitialStreamWindowSize, limits.Http2.InitialConnectionWindowSize) = (MaxStreamsPerConnection, StreamWindow, ConnectionWindow);
         foreach (var (socket, endpoint) in sockets.Zip(Endpoints))
@@ -1420,17 +1351,13 @@ sealed class Server : IAsyncDisposable
                 listen.Protocols = HttpProtocols.Http2;
                 listen.Use(next => async connection =>
                 {
-                    try
-                    {
-                        if (Interlocked.Increment(ref connections) <= maxConnections)
-                            await ConnectedAsync(connection, next);
-                        else if (Interlocked.Increment(ref refused) == 1)
-                            Program.Tell($"there is no room for more than {maxConnections} connections: others are refused");
-                    }
-                    finally
-                    {
-                        Interlocked.Decrement(ref connections);
-                    }
+                    await next(connection);
+                    if (verbose && !connection.Items.ContainsKey(this))
+                        Stdio.Tell($"refused {Tcp.Plain(connection.RemoteEndPoint)}: the TLS handshake failed");
+                    // Closed at once after its GOAWAY, a connection would answer what the peer is sending with a TCP reset,
+                    // which may cost the peer answers that it has not read yet.
+                    if (draining.IsCancellationRequested)
+                        await Task.Delay(Linger);
                 });
                 if (endpoint.Url.Scheme == "https")
                     listen.UseHttps(new TlsHandshakeCallbackOptions { OnConnection = _ => new(tls!()) });
@@ -1441,17 +1368,6 @@ sealed class Server : IAsyncDisposable
                     return next(connection);
                 });
             });
-
-        async Task ConnectedAsync(ConnectionContext connection, ConnectionDelegate next)
-        {
-            await next(connection);
-            if (verbose && !connection.Items.ContainsKey(this))
-                Stdio.Tell($"refused {Tcp.Plain(connection.RemoteEndPoint)}: the TLS handshake failed");
-            // Closed at once after its GOAWAY, a connection would answer what the peer is sending with a TCP reset,
-            // which may cost the peer answers that it has not read yet.
-            if (draining.IsCancellationRequested)
-                await Task.Delay(Linger);
-        }
     }
 
     static long MaxDescriptors()
@@ -1465,83 +1381,55 @@ sealed class Server : IAsyncDisposable
         static extern int getrlimit(int resource, nuint[] limits);
     }
 
-    // A service of the contract under the name that a well-known gRPC course gives it.
-    static ServiceDescriptor InCourse(string package, ServiceDescriptor service)
+    // What the specification asks for beyond what grpc-dotnet does, and what -v tells of a stream.
+    sealed class Rules(Server server) : Interceptor
     {
-        var file = service.File.ToProto();
-        (file.Name, file.Package) = ($"{package}.proto", package);
-        file.Service.RemoveAt(1 - service.Index);
-        foreach (var method in file.Service[0].Method)
-            (method.InputType, method.OutputType) = (Renamed(method.InputType), Renamed(method.OutputType));
-        foreach (var field in file.MessageType.SelectMany(message => message.Field).Where(field => field.HasTypeName))
-            field.TypeName = Renamed(field.TypeName);
-        return FileDescriptor.BuildFromByteStrings([file.ToByteString()])[0].Services[0];
-
-        string Renamed(string type) => type.Replace($".{service.File.Package}.", $".{package}.");
-    }
-
-    void Map<TRequest, TResponse>(DuplexStreamingServerMethod<Batch<TRequest>, Batch<TResponse>> handler, params ServiceDescriptor[] services)
-        where TRequest : IWire<TRequest>, allows ref struct where TResponse : IWire<TResponse>, allows ref struct
-    {
-        var definition = ServerServiceDefinition.CreateBuilder();
-        foreach (var service in services)
+        public override async Task DuplexStreamingServerHandler<TRequest, TResponse>(IAsyncStreamReader<TRequest> requests,
+            IServerStreamWriter<TResponse> responses, ServerCallContext context, DuplexStreamingServerMethod<TRequest, TResponse> continuation)
         {
-            var method = Wire.Method(service.FullName, service.Methods[0].Name, TRequest.Parser, TResponse.Parser);
-            definition.AddMethod(method, (requests, _, context) => HandleAsync(handler, method, requests, context));
-        }
-        app.MapGrpcService(definition.Build());
-    }
-
-    // The adapter, and what the specification asks for beyond what grpc-dotnet does.
-    async Task HandleAsync<TRequest, TResponse>(DuplexStreamingServerMethod<Batch<TRequest>, Batch<TResponse>> handler, IMethod method, IAsyncStreamReader<IMessage> others, ServerCallContext context)
-        where TRequest : IWire<TRequest>, allows ref struct where TResponse : IWire<TResponse>, allows ref struct
-    {
-        var http = context.GetHttpContext();
-        // Routes care neither about case nor about a slash at the end.
-        if (context.Method != method.FullName)
-            throw new RpcException(new(StatusCode.Unimplemented, "Method is unimplemented."));
-        // A timeout that is malformed, or 0, is none to grpc-dotnet; one of more than eight digits it takes.
-        if (http.Request.Headers.GrpcTimeout is [{ } timeout, ..] && (context.Deadline == DateTime.MaxValue || timeout.Length > 9))
-            throw new RpcException(timeout is [.. { Length: > 0 and <= 8 } value, 'H' or 'M' or 'S' or 'm' or 'u' or 'n'] && value.All(char.IsAsciiDigit)
-                ? new(StatusCode.DeadlineExceeded, "Deadline Exceeded") : new(StatusCode.Internal, $"malformed grpc-timeout: {timeout}"));
-        // Without a deadline the pipe itself tells of the peer's end, and a call needs no link.
-        using var deadline = context.Deadline == DateTime.MaxValue ? null : CancellationTokenSource.CreateLinkedTokenSource(expired.Token, context.CancellationToken);
-        var stop = deadline?.Token ?? expired.Token;
-        var responses = new BatchWriter<TResponse>(http.Response.BodyWriter, stop);
-        var requests = new BatchReader<TRequest>(http.Request.BodyReader, others, responses.FlushAsync, isRequest: true, stop);
-        var (number, start, end) = (Interlocked.Increment(ref streams), Trace.Now, StatusCode.Cancelled);
-        if (verbose)
-            Stdio.Tell($"stream {number} from {(http.Connection.RemoteIpAddress is { } ip ? Tcp.Plain(new IPEndPoint(ip, http.Connection.RemotePort)) : "a Unix socket")}: {method.FullName[1..]}");
-        try
-        {
-            http.Response.Headers.GrpcAcceptEncoding = "identity,gzip,deflate";
-            await http.Response.StartAsync();
-            await handler(requests, responses, context);
-            end = StatusCode.OK;
-        }
-        catch (Exception e) when (StatusOf(e) is { } status)
-        {
-            end = status.StatusCode;
-            throw new RpcException(status);
-        }
-        finally
-        {
-            if (end == StatusCode.Cancelled && context.Deadline <= DateTime.UtcNow)
-                end = StatusCode.DeadlineExceeded;
-            if (verbose)
-                Stdio.Tell($"stream {number}: {Client.NameOf(end)}, {requests.Current.Taken} received, {responses.Sent} sent, {TimeProvider.System.GetElapsedTime(start).TotalSeconds:0.0##} s");
+            var http = context.GetHttpContext();
+            var method = MethodOf(http)!.FullName;
+            // Routes care neither about case nor about a slash at the end.
+            if (context.Method != method)
+                throw new RpcException(new(StatusCode.Unimplemented, "Method is unimplemented."));
+            // A timeout that is malformed, or 0, is none to grpc-dotnet; one of more than eight digits it takes.
+            if (http.Request.Headers.GrpcTimeout is [{ } timeout, ..] && (context.Deadline == DateTime.MaxValue || timeout.Length > 9))
+                throw new RpcException(timeout is [.. { Length: > 0 and <= 8 } value, 'H' or 'M' or 'S' or 'm' or 'u' or 'n'] && value.All(char.IsAsciiDigit)
+                    ? new(StatusCode.DeadlineExceeded, "Deadline Exceeded") : new(StatusCode.Internal, $"malformed grpc-timeout: {timeout}"));
+            var (number, start, end) = (Interlocked.Increment(ref server.streams), Trace.Now, StatusCode.Cancelled);
+            if (server.verbose)
+                Stdio.Tell($"stream {number} from {Tcp.PeerOf(http.Connection)}: {method[1..]}");
+            try
+            {
+                await continuation(requests, responses, context);
+                end = StatusCode.OK;
+            }
+            catch (Exception e) when (StatusOf(e) is { } status)
+            {
+                end = status.StatusCode;
+                throw new RpcException(status);
+            }
+            finally
+            {
+                if (end == StatusCode.Cancelled && context.Deadline <= DateTime.UtcNow)
+                    end = StatusCode.DeadlineExceeded;
+                if (server.verbose && (requests, responses) is (Adapter.Reader<TRequest> { Count: var received }, Adapter.Writer<TResponse> { Count: var sent }))
+                    Stdio.Tell($"stream {number}: {Client.NameOf(end)}, {received} received, {sent} sent, {TimeProvider.System.GetElapsedTime(start).TotalSeconds:0.0##} s");
+            }
         }
 
         // Otherwise grpc-dotnet has UNKNOWN for them. An IOException as such tells of a length of 2 GiB or more.
         Status? StatusOf(Exception e) => e switch
         {
             RpcException known => known.Status,
-            OperationCanceledException when expired.IsCancellationRequested => ShuttingDown,
+            OperationCanceledException or InvalidOperationException when server.expired.IsCancellationRequested => ShuttingDown,
             InvalidProtocolBufferException or InvalidDataException => new(StatusCode.Internal, $"a message is malformed: {e.Message}"),
             IOException when e.GetType() == typeof(IOException) => new(StatusCode.ResourceExhausted, e.Message),
             _ => null,
         };
     }
+
+    static IMethod? MethodOf(HttpContext http) => http.GetEndpoint()?.Metadata.GetMetadata<GrpcMethodMetadata>()?.Method;
 
     async Task ServeAsync(HttpContext http, RequestDelegate next)
     {
@@ -1556,7 +1444,14 @@ sealed class Server : IAsyncDisposable
         var reset = http.Features.Get<IHttpResetFeature>()!;
         var late = new LateReset(requests);
         http.Features.Set<IHttpResetFeature>(late);
-        Interlocked.Increment(ref running);
+        // The streams of the two RPCs are what a drain waits for, and what it ends; the pipe tells them of their peer's end.
+        var isStream = MethodOf(http)?.ServiceName.StartsWith("streaming.", StringComparison.Ordinal) == true;
+        if (isStream)
+        {
+            http.RequestAborted = expired.Token;
+            http.Response.Headers.GrpcAcceptEncoding = "identity,gzip,deflate";
+            Interlocked.Increment(ref running);
+        }
         try
         {
             await next(http);
@@ -1564,7 +1459,7 @@ sealed class Server : IAsyncDisposable
         finally
         {
             // What ends when its time is over has not ended by itself: for the count it runs on.
-            if (!expired.IsCancellationRequested)
+            if (isStream && !expired.IsCancellationRequested)
                 Interlocked.Decrement(ref running);
         }
         // Kestrel counts a stream that ends before its request for five seconds more, and closes a connection that has many:
@@ -1594,21 +1489,6 @@ sealed class Server : IAsyncDisposable
         }
     }
 
-    // The state of each service changes once, when the drain begins, and a watch ends then: the library's would hold the drain up.
-    sealed class DrainingHealth(string[] services, CancellationToken draining) : HealthServiceImpl
-    {
-        public void SetAll(ServingStatus status) => Array.ForEach(services, service => SetStatus(service, status));
-
-        public override async Task Watch(HealthCheckRequest request, IServerStreamWriter<HealthCheckResponse> responses, ServerCallContext context)
-        {
-            await responses.WriteAsync(new() { Status = services.Contains(request.Service) ? ServingStatus.Serving : ServingStatus.ServiceUnknown });
-            using var over = CancellationTokenSource.CreateLinkedTokenSource(draining, context.CancellationToken);
-            await Task.Delay(Timeout.Infinite, over.Token).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
-            await responses.WriteAsync(new() { Status = ServingStatus.NotServing });
-            throw new RpcException(ShuttingDown);
-        }
-    }
-
     void ListenAt(Endpoint endpoint)
     {
         var (host, port) = (endpoint.Url.IdnHost, endpoint.Url.Port);
@@ -1622,11 +1502,11 @@ sealed class Server : IAsyncDisposable
         {
             Bind(endpoint, new IPEndPoint(IPAddress.Loopback, port));
             if (Socket.OSSupportsIPv6)
-                Bind(endpoint, new IPEndPoint(IPAddress.IPv6Loopback, ((IPEndPoint)sockets[^1].LocalEndPoint!).Port));
+                Bind(endpoint, new IPEndPoint(IPAddress.IPv6Loopback, ((IPEndPoint)sockets[^1].LocalEndPoint!).Port), mayBeMissing: true);
         }
     }
 
-    void Bind(Endpoint endpoint, EndPoint at)
+    void Bind(Endpoint endpoint, EndPoint at, bool mayBeMissing = false)
     {
         try
         {
@@ -1645,6 +1525,10 @@ sealed class Server : IAsyncDisposable
             // Several sockets may be bound to an address, but only one listens there.
             socket.Listen();
             Endpoints.Add(endpoint);
+        }
+        catch (SocketException e) when (mayBeMissing && e.SocketErrorCode == SocketError.AddressNotAvailable)
+        {
+            // IPv6 is supported, but switched off.
         }
         catch (Exception e) when (e is SocketException or IOException or UnauthorizedAccessException)
         {
@@ -1708,26 +1592,6 @@ sealed class Server : IAsyncDisposable
     }
 }
 
-/// <summary>Kestrel's memory in blocks as large as a frame: with its own of 4 KiB it reads a frame in four calls.</summary>
-sealed class FrameBlocks : MemoryPool<byte>, IMemoryPoolFactory<byte>
-{
-    static readonly ConcurrentQueue<Block> free = [];
-
-    public override int MaxBufferSize => 16 * 1024;
-    public MemoryPool<byte> Create(MemoryPoolOptions? options) => this;
-    public override IMemoryOwner<byte> Rent(int minBufferSize = -1) => minBufferSize > MaxBufferSize ? Shared.Rent(minBufferSize) : free.TryDequeue(out var block) ? block : new Block(MaxBufferSize);
-    protected override void Dispose(bool disposing) { }
-
-    /// <summary>Lets go of what is not in use.</summary>
-    public static void Trim() => free.Clear();
-
-    sealed class Block(int size) : IMemoryOwner<byte>
-    {
-        public Memory<byte> Memory { get; } = GC.AllocateUninitializedArray<byte>(size);
-        public void Dispose() => free.Enqueue(this);
-    }
-}
-
 static class Tcp
 {
     /// <summary>
@@ -1764,6 +1628,10 @@ static class Tcp
         }
     }
 
+    /// <summary>Who is at the other end of a connection.</summary>
+    public static string PeerOf(ConnectionInfo connection) =>
+        connection.RemoteIpAddress is { } ip ? $"{Plain(new IPEndPoint(ip, connection.RemotePort))}" : "a Unix socket";
+
     /// <summary>An IPv4 address as such, also where the socket is one for both kinds.</summary>
     public static EndPoint? Plain(EndPoint? peer) => peer is IPEndPoint { Address.IsIPv4MappedToIPv6: true } mapped ? new IPEndPoint(mapped.Address.MapToIPv4(), mapped.Port) : peer;
 }
@@ -1785,17 +1653,17 @@ static class Signals
     }
 
     /// <summary>Calls <paramref name="action"/> before ^Z stops the process, which .NET, once it listens, would leave running.</summary>
-    [UnsupportedOSPlatform("windows")]
     public static void OnStop(Action action)
     {
-        registered.Add(PosixSignalRegistration.Create(PosixSignal.SIGTSTP, _ =>
-        {
-            action();
-            Stdio.Settle();
-            registered[^1].Dispose();
-            raise(OperatingSystem.IsMacOS() ? 18 : 20);
-            OnStop(action);
-        }));
+        if (!OperatingSystem.IsWindows())
+            registered.Add(PosixSignalRegistration.Create(PosixSignal.SIGTSTP, _ =>
+            {
+                action();
+                Stdio.Settle();
+                registered[^1].Dispose();
+                raise(OperatingSystem.IsMacOS() ? 18 : 20);
+                OnStop(action);
+            }));
     }
 
     /// <summary>Ends the process by the signal that an exit code tells of: after any other end a shell would go on with its loop.</summary>
@@ -1826,57 +1694,51 @@ static class Tls
             throw new Problem(2, "--cert and --key go together, and --client-ca with them");
         if (cert is null)
             return null;
-        var (loaded, context) = (Written(), OwnCertificate(cert, key!));
-        var trust = Trust(clientCa);
-        var reloading = new Lock();
-        return () =>
+        var own = Latest("certificate", Own, cert, key!);
+        var trusted = clientCa is null ? null : Latest("client CA", Trusted, clientCa);
+        return () => new()
         {
-            lock (reloading)
-                try
-                {
-                    if (Written() is var now && now != loaded)
-                        (context, loaded) = (OwnCertificate(cert, key!), now);
-                }
-                catch (Exception e) when (e is Problem or IOException or UnauthorizedAccessException)
-                {
-                    // A file caught half-written: the certificate in use stays, and the next connection looks again.
-                    Program.Tell($"keeping the old certificate: {e.Message}");
-                }
-            return new()
-            {
-                ServerCertificateContext = context,
-                ApplicationProtocols = [SslApplicationProtocol.Http2],
-                ClientCertificateRequired = trust is not null,
-                // A handshake may add to the policy.
-                CertificateChainPolicy = trust?.Clone(),
-            };
+            ServerCertificateContext = own(),
+            ApplicationProtocols = [SslApplicationProtocol.Http2],
+            ClientCertificateRequired = trusted is not null,
+            // A session that is resumed brings the client's certificate without its chain: .NET would refuse it.
+            AllowTlsResume = trusted is null,
+            CertificateChainPolicy = ChainPolicy(trusted?.Invoke()),
+            RemoteCertificateValidationCallback = trusted is null ? null : (sender, certificate, chain, errors) => Refusal(sender, certificate, chain, errors) is null,
         };
-
-        (DateTime, DateTime) Written() => (File.GetLastWriteTimeUtc(cert), File.GetLastWriteTimeUtc(key!));
     }
 
     /// <summary>A certificate with its key and the rest of its chain; null where there is none.</summary>
-    public static SslStreamCertificateContext? OwnCertificate(string? cert, string? key)
+    public static SslStreamCertificateContext? OwnCertificate(string? cert, string? key) =>
+        cert is null != key is null ? throw new Problem(2, "--cert and --key go together") : cert is null ? null : Read(Own, cert, key!);
+
+    /// <summary>The certificates that a file names as trusted; null, which is trust in the system's roots, where there is none.</summary>
+    public static X509Certificate2Collection? Trust(string? file) => file is null ? null : Read(Trusted, file);
+
+    /// <summary>How a peer's chain is built: nothing is fetched from where it says, neither an issuer nor whether one is revoked.</summary>
+    public static X509ChainPolicy ChainPolicy(X509Certificate2Collection? trusted)
     {
-        if (cert is null != key is null)
-            throw new Problem(2, "--cert and --key go together");
-        return cert is null ? null : Read($"{cert} and {key}", () =>
-        {
-            var chain = new X509Certificate2Collection();
-            chain.ImportFromPemFile(cert);
-            using var leaf = X509Certificate2.CreateFromPemFile(cert, key!);
-            // Windows cannot use a key that was only ever in memory; a round through PKCS#12 makes it one that it can.
-            return SslStreamCertificateContext.Create(X509CertificateLoader.LoadPkcs12(leaf.Export(X509ContentType.Pfx), null), chain, offline: true);
-        });
+        var policy = new X509ChainPolicy { DisableCertificateDownloads = true, RevocationMode = X509RevocationMode.NoCheck };
+        policy.TrustMode = trusted is null ? X509ChainTrustMode.System : X509ChainTrustMode.CustomRootTrust;
+        policy.CustomTrustStore.AddRange(trusted ?? []);
+        return policy;
     }
 
-    /// <summary>Trust in nobody but the roots in a file; null, which is trust in the system's, where there is none.</summary>
-    public static X509ChainPolicy? Trust(string? file) => file is null ? null : Read(file, () =>
+    /// <summary>Why a peer is refused; null where it is not. .NET trusts only in roots: here a chain may end at anyone who is named as trusted.</summary>
+    public static string? Refusal(object sender, X509Certificate? certificate, X509Chain? chain, SslPolicyErrors errors)
     {
-        var policy = new X509ChainPolicy { TrustMode = X509ChainTrustMode.CustomRootTrust, RevocationMode = X509RevocationMode.NoCheck };
-        policy.CustomTrustStore.ImportFromPemFile(file);
-        return policy.CustomTrustStore.Count > 0 ? policy : throw new InvalidDataException("it holds no certificate");
-    });
+        X509ChainElement[] elements = [.. chain?.ChainElements ?? Enumerable.Empty<X509ChainElement>()];
+        // By all of its bytes: to .NET certificates are equal that have an issuer's name and a number in common, which anybody may choose.
+        var end = Array.FindIndex(elements, element => chain!.ChainPolicy.CustomTrustStore.Any(trusted => trusted.RawDataMemory.Span.SequenceEqual(element.Certificate.RawDataMemory.Span)));
+        var statuses = end < 0 ? chain?.ChainStatus ?? [] : elements[..(end + 1)].SelectMany(element => element.ChainElementStatus);
+        var faults = statuses.Aggregate(X509ChainStatusFlags.NoError, (all, one) => all | one.Status) & ~(end < 0 ? 0 : X509ChainStatusFlags.PartialChain);
+        return errors == SslPolicyErrors.None || errors == SslPolicyErrors.RemoteCertificateChainErrors && end >= 0 && faults == X509ChainStatusFlags.NoError ? null
+            : errors.HasFlag(SslPolicyErrors.RemoteCertificateNotAvailable) ? "it has none"
+            : errors.HasFlag(SslPolicyErrors.RemoteCertificateNameMismatch) ? $"it is not for {((SslStream)sender).TargetHostName}"
+            : faults.HasFlag(X509ChainStatusFlags.NotTimeValid) ? $"it, or one that vouches for it, has expired or is not valid yet (it is valid until {((X509Certificate2)certificate!).NotAfter:yyyy-MM-dd})"
+            : faults.HasFlag(X509ChainStatusFlags.UntrustedRoot) || faults.HasFlag(X509ChainStatusFlags.PartialChain) ? "no trusted root vouches for it (see --cacert)"
+            : faults.ToString();
+    }
 
     /// <summary>Makes sure of OpenSSL, as without it .NET ends the process: the names are those that it looks for.</summary>
     /// <exception cref="Problem">It is not installed.</exception>
@@ -1893,21 +1755,62 @@ static class Tls
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
-            // .NET opens these stores whatever is trusted, and fails where there is no home, or one that cannot be read, but not where there are none.
+            // .NET opens these stores whatever is trusted, and fails without a home or where one is unreadable, but not where there is none.
             Environment.SetEnvironmentVariable("HOME", "/dev/null");
         }
     }
 
-    static T Read<T>(string what, Func<T> read)
+    static SslStreamCertificateContext Own(string[] pem)
+    {
+        var chain = new X509Certificate2Collection();
+        chain.ImportFromPem(pem[0]);
+        using var leaf = X509Certificate2.CreateFromPem(pem[0], pem[1]);
+        // Windows cannot use a key that was only ever in memory; a round through PKCS#12 makes it one that it can.
+        return SslStreamCertificateContext.Create(X509CertificateLoader.LoadPkcs12(leaf.Export(X509ContentType.Pfx), null), chain, offline: true);
+    }
+
+    static X509Certificate2Collection Trusted(string[] pem)
+    {
+        var trusted = new X509Certificate2Collection();
+        trusted.ImportFromPem(pem[0]);
+        return trusted.Count > 0 ? trusted : throw new InvalidDataException("it holds no certificate");
+    }
+
+    // What is made of some files as they are whenever it is asked for. Their texts tell of a change: a link's time tells nothing of what it leads to.
+    static Func<T> Latest<T>(string what, Func<string[], T> make, params string[] files)
+    {
+        var (latest, read, told, looking) = (default(T)!, Array.Empty<string>(), "", new Lock());
+        Look();
+        return () =>
+        {
+            lock (looking)
+                try
+                {
+                    Look();
+                    told = "";
+                }
+                catch (Problem e)
+                {
+                    // A file caught half-written: what is in use stays, and the next connection looks again.
+                    if (e.Message != told)
+                        Program.Tell($"keeping the old {what}: {told = e.Message}");
+                }
+            return latest;
+        };
+
+        void Look() => (latest, read) = Read(texts => texts.SequenceEqual(read) ? (latest, read) : (make(texts), texts), files);
+    }
+
+    static T Read<T>(Func<string[], T> make, params string[] files)
     {
         Require();
         try
         {
-            return read();
+            return make(Array.ConvertAll(files, File.ReadAllText));
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException or CryptographicException or InvalidDataException or ArgumentException)
         {
-            throw new Problem(2, $"cannot use {what}: {e.Message}");
+            throw new Problem(2, $"cannot use {string.Join(" and ", files)}: {e.Message}");
         }
     }
 }
@@ -1925,7 +1828,7 @@ static class Tls
 /// <param name="Certificate">This client's certificate.</param>
 /// <param name="Insecure">Whether the server's certificate need not be verified.</param>
 sealed record CallSettings(Endpoint Endpoint, (string Service, string Name) Method, Metadata Metadata, TimeSpan? Deadline, bool WaitForReady, bool ReadsInput, bool MayServeItself,
-    X509ChainPolicy? Trust, SslStreamCertificateContext? Certificate, bool Insecure);
+    X509Certificate2Collection? Trust, SslStreamCertificateContext? Certificate, bool Insecure);
 
 /// <summary>One call: stdin's messages go out while the answers come in and go to stdout.</summary>
 sealed class Client(CallSettings settings, Trace trace)
@@ -1938,12 +1841,15 @@ sealed class Client(CallSettings settings, Trace trace)
     // Large enough that a firehose of answers never waits for a window update on a fast network.
     const int StreamWindow = 1024 * 1024;
 
-    static readonly TimeSpan FirstBackoff = TimeSpan.FromSeconds(0.1), LastBackoff = TimeSpan.FromSeconds(5);
+    static readonly TimeSpan FirstBackoff = TimeSpan.FromSeconds(0.1), LastBackoff = TimeSpan.FromSeconds(5), HeadStart = TimeSpan.FromSeconds(0.25);
+
+    static readonly WriteOptions moreFollows = new(WriteFlags.BufferHint);
 
     readonly CallSettings settings = settings;
     readonly Endpoint endpoint = settings.Endpoint;
     readonly CancellationTokenSource stop = new();
     readonly TaskCompletionSource<int> ended = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    readonly TaskCompletionSource connected = new(TaskCreationOptions.RunContinuationsAsynchronously);
     FrameGate? gate;
     HttpResponseMessage? response;
     Problem? badInput;
@@ -1954,8 +1860,8 @@ sealed class Client(CallSettings settings, Trace trace)
 
     /// <summary>Makes the call and gives the exit code.</summary>
     /// <exception cref="Problem">The call did not end well, or stdin or stdout cannot be used.</exception>
-    public async Task<int> RunAsync<TRequest, TResponse>(Func<Batch<TRequest>, ValueTask<bool>> read, Action<Batch<TResponse>> print)
-        where TRequest : IWire<TRequest>, allows ref struct where TResponse : IWire<TResponse>, allows ref struct
+    public async Task<int> RunAsync<TRequest, TResponse>(Input<TRequest> input, Action<TResponse> print)
+        where TRequest : class, IMessage where TResponse : class, IMessage
     {
         if (endpoint.Url.Scheme == "https")
             Tls.Require();
@@ -1966,7 +1872,7 @@ sealed class Client(CallSettings settings, Trace trace)
             stop.CancelAfter(deadline);
         // stdin and stdout may block a thread each, and the call needs some besides.
         ThreadPool.SetMinThreads(Math.Max(4, Environment.ProcessorCount), 1);
-        var call = CallAsync(read, print);
+        var call = CallAsync(input, print);
         await Trace.ShowAsync(Task.WhenAny(call, ended.Task));
         var isEnded = ended.Task.IsCompleted;
         // The reset gets a moment to leave, but a peer or a stdout that nobody reads must not hold up the end.
@@ -1978,7 +1884,7 @@ sealed class Client(CallSettings settings, Trace trace)
         if (isEnded)
             return await ended.Task;
         // Where an answer was only a refusal, the stream never was.
-        var counts = gate is { HasReceived: true, SpeaksHttp1: false } && (response is null || ContentType(response).IsGrpc && One(response.Headers, "grpc-status") is null) ? $" ({Trace.Counts})" : "";
+        var counts = gate is { Received: (true, false) } && (response is null || ContentType(response).IsGrpc && One(response.Headers, "grpc-status") is null) ? $" ({Trace.Counts})" : "";
         var (_, message) = await call;
         return status != StatusCode.OK ? throw new Problem(64 + (int)status!, $"{NameOf(status.Value)}: {message}{counts}") : badInput is null ? 0 : throw badInput;
     }
@@ -1998,41 +1904,41 @@ sealed class Client(CallSettings settings, Trace trace)
         return status is null ? side : $"{side}: {NameOf(status.Value)}";
     }
 
-    async Task<(StatusCode Status, string Message)> CallAsync<TRequest, TResponse>(Func<Batch<TRequest>, ValueTask<bool>> read, Action<Batch<TResponse>> print)
-        where TRequest : IWire<TRequest>, allows ref struct where TResponse : IWire<TResponse>, allows ref struct
+    async Task<(StatusCode Status, string Message)> CallAsync<TRequest, TResponse>(Input<TRequest> input, Action<TResponse> print)
+        where TRequest : class, IMessage where TResponse : class, IMessage
     {
-        var handler = new PipeHandler(new Connector(this), count => gate?.Took(count));
         // Given a client, the channel has no balancer to load. Not disposed of, which would close the connection before a reset
         // has left: the process ends with its call.
-        var call = GrpcChannel.ForAddress(endpoint.Dialled, new() { HttpClient = new(handler) { Timeout = Timeout.InfiniteTimeSpan } }).CreateCallInvoker().AsyncDuplexStreamingCall(
-            Wire.Method(settings.Method.Service, settings.Method.Name, TRequest.Parser, TResponse.Parser), null, new(settings.Metadata, DateTime.UtcNow + settings.Deadline));
-        BatchReader<TResponse>? answers = null;
+        var http = new HttpClient(new Adapter.Handler(new Connector(this), count => gate?.Took(count))) { Timeout = Timeout.InfiniteTimeSpan };
+        var invoker = GrpcChannel.ForAddress(endpoint.Dialled, new() { HttpClient = http }).Intercept(new Adapter());
+        var method = new Method<TRequest, TResponse>(MethodType.DuplexStreaming, settings.Method.Service, settings.Method.Name,
+            Protobuf.Marshaller<TRequest>(), Protobuf.Marshaller<TResponse>());
+        var call = invoker.AsyncDuplexStreamingCall(method, null, new(settings.Metadata, DateTime.UtcNow + settings.Deadline, stop.Token));
         try
         {
             if (Stdio.IsInteractive)
                 _ = HintAsync(call.ResponseHeadersAsync);
-            _ = SendAsync(handler, call.RequestStream, read);
-            await call.ResponseHeadersAsync.WaitAsync(stop.Token);
-            // What is not gRPC is for the library to refuse: it throws here.
-            if (ContentType(response!) is { IsGrpc: false })
-                await call.ResponseStream.MoveNext();
-            answers = new(handler.Responses!, call.ResponseStream, Stdio.FlushAsync, isRequest: false, stop.Token);
-            for (var hasTold = false; await answers.MoveNext(CancellationToken.None); hasTold |= answers.Current.IsForeign)
+            _ = SendAsync(input, call.RequestStream);
+            while (true)
             {
-                if (answers.Current.IsForeign && !hasTold)
-                    Program.Tell($"answers of {settings.Method.Service}/{settings.Method.Name} are of another type, and are not printed");
-                Trace.Came(answers.Current, print);
+                var coming = call.ResponseStream.MoveNext();
+                if (!coming.IsCompleted)
+                {
+                    Trace.Rests();
+                    await Stdio.FlushAsync();
+                }
+                if (!await coming)
+                    return (StatusCode.OK, "");
+                Trace.Came(call.ResponseStream.Current);
+                print(call.ResponseStream.Current);
                 // Answers may come faster than a wait for them does.
-                if (Stdio.Output.WrittenCount >= Wire.FullBatch)
+                if (Stdio.Output.WrittenCount >= Adapter.Full)
                     await Stdio.FlushAsync();
             }
-            return (StatusCode.OK, "");
         }
-        catch (Exception e) when (e is OperationCanceledException or RpcException { Status.DebugException: OperationCanceledException } || e is RpcException { StatusCode: StatusCode.DeadlineExceeded } && response is null)
+        catch (Exception e) when (e is OperationCanceledException or RpcException { Status.DebugException: OperationCanceledException }
+            || e is RpcException { StatusCode: StatusCode.DeadlineExceeded } && response is null)
         {
-            // What has arrived is printed, however slow stdout is.
-            while (answers?.TryMoveNext() == true)
-                Trace.Came(answers.Current, print);
             return (StatusCode.DeadlineExceeded, gate is null ? $"the deadline has passed, and {Awaited}" : "the deadline has passed");
         }
         catch (RpcException e)
@@ -2041,7 +1947,7 @@ sealed class Client(CallSettings settings, Trace trace)
         }
         finally
         {
-            handler.Close();
+            call.Dispose();
             await Stdio.FlushAsync();
         }
     }
@@ -2056,27 +1962,19 @@ sealed class Client(CallSettings settings, Trace trace)
             Program.Tell($"still waiting: {Awaited}");
     }
 
-    // Two batches in turn: one is filled from stdin while the other leaves.
-    async Task SendAsync<T>(PipeHandler handler, IClientStreamWriter<IMessage> requests, Func<Batch<T>, ValueTask<bool>> read) where T : IWire<T>, allows ref struct
+    async Task SendAsync<T>(Input<T> input, IClientStreamWriter<T> requests) where T : class, IMessage
     {
-        var (filling, leaving, sent) = (new Batch<T>(), new Batch<T>(), Task.CompletedTask);
-        var stream = await handler.Requests;
+        // Nothing is taken from stdin before there is somebody to send it to.
+        await connected.Task;
         try
         {
-            while (true)
+            while (await input.MoveNext())
             {
-                var reading = read(filling);
-                if (!reading.IsCompleted)
-                {
-                    await sent;
-                    await stream.FlushAsync();
-                }
-                if (!await reading)
-                    break;
-                await sent;
-                leaving.Clear();
-                sent = WriteAsync(filling);
-                (filling, leaving) = (leaving, filling);
+                Trace.Left(input.Current);
+                if (!input.HasMore)
+                    Trace.Rests();
+                requests.WriteOptions = input.HasMore ? moreFollows : null;
+                await requests.WriteAsync(input.Current);
             }
         }
         catch (Problem e)
@@ -2084,16 +1982,9 @@ sealed class Client(CallSettings settings, Trace trace)
             // What came before has been sent; its answers are worth having, so the stream ends as at the end of input.
             badInput = e;
         }
-        await sent;
         isHalfClosed = true;
         Trace.Note('>', "half-close");
         await requests.CompleteAsync();
-
-        async Task WriteAsync(Batch<T> batch)
-        {
-            await stream.WriteAsync(batch.Bytes);
-            Trace.Left(batch);
-        }
     }
 
     // Makes the connection; with --wait-for-ready as often as it takes.
@@ -2121,25 +2012,6 @@ sealed class Client(CallSettings settings, Trace trace)
         }
     }
 
-    /// <summary>
-    /// Has .NET load and compile its HTTP/2 client, while the command line is read: a channel, and a request that goes nowhere.
-    /// A start takes a fifth less time so.
-    /// </summary>
-    public static Task WarmUpAsync()
-    {
-        // As `serve` prints it, and in numbers, which takes .NET longest.
-        const string address = "http://127.0.0.1:50051";
-        var nowhere = new HttpClient(new SocketsHttpHandler { UseProxy = false, UseCookies = false, AllowAutoRedirect = false, ConnectCallback = (_, _) => new(new Nowhere()) }) { Timeout = Timeout.InfiniteTimeSpan };
-        _ = GrpcChannel.ForAddress(address, new() { HttpClient = nowhere });
-        return nowhere.SendAsync(new(HttpMethod.Post, address) { Version = HttpVersion.Version20, VersionPolicy = HttpVersionPolicy.RequestVersionExact }, HttpCompletionOption.ResponseHeadersRead);
-    }
-
-    sealed class Nowhere : TransportStream
-    {
-        public override ValueTask<int> ReadAsync(Memory<byte> into, CancellationToken cancel = default) => new(new TaskCompletionSource<int>().Task);
-        public override ValueTask WriteAsync(ReadOnlyMemory<byte> bytes, CancellationToken cancel = default) => default;
-    }
-
     SocketsHttpHandler NewSockets() => new()
     {
         UseProxy = false,
@@ -2157,11 +2029,13 @@ sealed class Client(CallSettings settings, Trace trace)
                 Trace.Note('*', $"{tls.SslProtocol} with {certificate?.Subject}".Replace("Tls1", "TLS 1."));
             var request = context.InitialRequestMessage;
             Trace.Note('>', $"POST {request.RequestUri!.AbsolutePath}", request.Headers, request.Content!.Headers);
-            return new(gate = new FrameGate(context.PlaintextStream));
+            gate = new FrameGate(context.PlaintextStream);
+            connected.TrySetResult();
+            return new(gate);
         },
         SslOptions = new()
         {
-            CertificateChainPolicy = settings.Trust,
+            CertificateChainPolicy = Tls.ChainPolicy(settings.Trust),
             ClientCertificateContext = settings.Certificate,
             RemoteCertificateValidationCallback = Accepts,
             // Whether the server asks is not known where there is a certificate to present.
@@ -2177,9 +2051,10 @@ sealed class Client(CallSettings settings, Trace trace)
     {
         if (gate is not null)
             throw new IOException("a call has one connection");
+        Socket socket;
         try
         {
-            return await DialAsync(endpoint.UnixPath is { } path ? new UnixDomainSocketEndPoint(path) : context.DnsEndPoint, cancel);
+            socket = await (endpoint.UnixPath is { } path ? DialAsync(new UnixDomainSocketEndPoint(path), cancel) : DialFirstAsync(context.DnsEndPoint, cancel));
         }
         catch (SocketException e) when (settings is { MayServeItself: true, WaitForReady: false } && e.SocketErrorCode == SocketError.ConnectionRefused)
         {
@@ -2187,11 +2062,53 @@ sealed class Client(CallSettings settings, Trace trace)
             servesItself = true;
             var server = new Server();
             await server.StartAsync([Endpoint.Parse("http://127.0.0.1:0")], null);
-            return await DialAsync(new IPEndPoint(IPAddress.Loopback, server.Endpoints[0].Url.Port), cancel);
+            socket = await DialAsync(new IPEndPoint(IPAddress.Loopback, server.Endpoints[0].Url.Port), cancel);
+        }
+        Trace.Note('*', $"connected to {(endpoint.UnixPath is null ? $"{endpoint.Url.Scheme}://{Tcp.Plain(socket.RemoteEndPoint)}" : endpoint)}");
+        return new NetworkStream(socket, ownsSocket: true);
+    }
+
+    // Happy Eyeballs (RFC 8305): a name's addresses, of both families in turn, each begun when the one before has failed or
+    // had its moment; the first that connects is it.
+    async Task<Socket> DialFirstAsync(DnsEndPoint to, CancellationToken cancel)
+    {
+        var addresses = await Dns.GetHostAddressesAsync(to.Host, cancel);
+        using var over = CancellationTokenSource.CreateLinkedTokenSource(cancel);
+        var (first, tries) = (new TaskCompletionSource<Socket>(TaskCreationOptions.RunContinuationsAsynchronously), new List<Task<SocketException?>>());
+        foreach (var (_, address) in addresses.GroupBy(address => address.AddressFamily).SelectMany(family => family.Index()).OrderBy(one => one.Index))
+        {
+            tries.Add(TryAsync(new(address, to.Port)));
+            await Task.WhenAny(tries[^1], first.Task, Task.Delay(HeadStart, cancel));
+            if (first.Task.IsCompleted)
+                break;
+        }
+        await Task.WhenAny(first.Task, Task.WhenAll(tries));
+        // Refused is who was refused at every address, but for those of a kind that this machine does not have.
+        if (!first.Task.IsCompleted)
+            throw (await Task.WhenAll(tries)).MinBy(e => e!.SocketErrorCode switch { SocketError.ConnectionRefused => 1, SocketError.AddressNotAvailable => 2, _ => 0 }) ?? new((int)SocketError.HostNotFound);
+        await over.CancelAsync();
+        return await first.Task;
+
+        async Task<SocketException?> TryAsync(IPEndPoint to)
+        {
+            if (addresses.Length > 1)
+                Trace.Note('*', $"trying {endpoint.Url.Scheme}://{to}");
+            try
+            {
+                var socket = await DialAsync(to, over.Token);
+                if (!first.TrySetResult(socket))
+                    socket.Dispose();
+                return null;
+            }
+            catch (SocketException e)
+            {
+                Trace.Note('*', $"{endpoint.Url.Scheme}://{to}: {e.Message}");
+                return e;
+            }
         }
     }
 
-    async Task<Stream> DialAsync(EndPoint to, CancellationToken cancel)
+    static async Task<Socket> DialAsync(EndPoint to, CancellationToken cancel)
     {
         var socket = to is UnixDomainSocketEndPoint ? new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) : new Socket(SocketType.Stream, ProtocolType.Tcp) { NoDelay = true };
         try
@@ -2205,8 +2122,7 @@ sealed class Client(CallSettings settings, Trace trace)
                 Tcp.GiveUpAfter(socket, TimeSpan.FromSeconds(KeepAliveSeconds + KeepAliveInterval * KeepAliveProbes));
             }
             await socket.ConnectAsync(to, cancel);
-            Trace.Note('*', $"connected to {(endpoint.UnixPath is null ? $"{endpoint.Url.Scheme}://{Tcp.Plain(socket.RemoteEndPoint)}" : endpoint)}");
-            return new NetworkStream(socket, ownsSocket: true);
+            return socket;
         }
         catch
         {
@@ -2217,13 +2133,7 @@ sealed class Client(CallSettings settings, Trace trace)
 
     bool Accepts(object sender, X509Certificate? certificate, X509Chain? chain, SslPolicyErrors errors)
     {
-        var flags = chain?.ChainStatus.Aggregate(X509ChainStatusFlags.NoError, (all, one) => all | one.Status) ?? X509ChainStatusFlags.NoError;
-        var reason = errors == SslPolicyErrors.None ? null
-            : errors.HasFlag(SslPolicyErrors.RemoteCertificateNotAvailable) ? "it has none"
-            : errors.HasFlag(SslPolicyErrors.RemoteCertificateNameMismatch) ? $"it is not for {((SslStream)sender).TargetHostName}"
-            : flags.HasFlag(X509ChainStatusFlags.NotTimeValid) ? $"it, or one that vouches for it, has expired or is not valid yet (it is valid until {((X509Certificate2)certificate!).NotAfter:yyyy-MM-dd})"
-            : flags.HasFlag(X509ChainStatusFlags.UntrustedRoot) || flags.HasFlag(X509ChainStatusFlags.PartialChain) ? "no trusted root vouches for it (see --cacert)"
-            : flags.ToString();
+        var reason = Tls.Refusal(sender, certificate, chain, errors);
         if (reason is not null && settings.Insecure)
             Program.Tell($"warning: the server's certificate is not verified: {reason}");
         else if (reason is not null)
@@ -2266,10 +2176,10 @@ sealed class Client(CallSettings settings, Trace trace)
         _ when gate?.Reset is { } code => (status, $"the server reset the stream: {code}"),
         _ when gate?.GoAway is "NO_ERROR" => (StatusCode.Unavailable, $"{endpoint} shut down before the stream had ended"),
         _ when gate?.GoAway is { } reason => (StatusCode.Unavailable, $"the server closed the connection: {reason}"),
-        _ when gate is { SpeaksHttp1: true } => (StatusCode.Unavailable, $"{endpoint} speaks HTTP/1.1, not HTTP/2"),
+        _ when gate is { Received.IsHttp1: true } => (StatusCode.Unavailable, $"{endpoint} speaks HTTP/1.1, not HTTP/2"),
         _ when refusal is not null => (StatusCode.Unavailable, refusal),
-        _ when gate is { HasReceived: false } && endpoint.Url.Scheme == "http" => (StatusCode.Unavailable, $"{endpoint} closed the connection without an answer (does it want https://?)"),
-        _ when gate is { HasReceived: false } && (isAskedForCertificate || settings.Certificate is not null) => (StatusCode.Unauthenticated, $"{endpoint} wants a client certificate (--cert, --key) that it trusts"),
+        _ when gate is { Received.Any: false } && endpoint.Url.Scheme == "http" => (StatusCode.Unavailable, $"{endpoint} closed the connection without an answer (does it want https://?)"),
+        _ when gate is { Received.Any: false } && (isAskedForCertificate || settings.Certificate is not null) => (StatusCode.Unauthenticated, $"{endpoint} wants a client certificate (--cert, --key) that it trusts"),
         _ when e.GetBaseException() is SocketException socket && gate is null => (StatusCode.Unavailable, socket.SocketErrorCode switch
         {
             SocketError.AccessDenied => $"cannot connect to {endpoint}: {socket.Message}",
@@ -2298,7 +2208,7 @@ sealed class Trace(bool verbose, bool stats)
     static readonly bool hasEscapes = Stdio.IsToldShown && Environment.GetEnvironmentVariable("TERM") is not (null or "dumb");
     readonly bool hasColour = hasEscapes && Environment.GetEnvironmentVariable("NO_COLOR") is null or "";
     readonly long start = Now;
-    long received, foreign, end, last = Now;
+    long received, end, last = Now;
     double firstAnswer;
     bool hasBegun;
 
@@ -2325,30 +2235,25 @@ sealed class Trace(bool verbose, bool stats)
                 Show(mark, $"{name.ToLowerInvariant()}: {values}");
     }
 
-    public void Left<T>(Batch<T> batch) where T : IWire<T>, allows ref struct
+    /// <summary>A message is about to leave.</summary>
+    public void Left(IMessage message)
     {
-        Show('>', batch);
-        Sent += batch.Added;
-    }
-
-    public void Came<T>(Batch<T> batch, Action<Batch<T>> print) where T : IWire<T>, allows ref struct
-    {
-        Show('<', batch);
-        firstAnswer = firstAnswer == 0 ? Seconds : firstAnswer;
-        if (batch.IsForeign)
-            foreign++;
-        else
-            print(batch);
-        received = batch.Taken + foreign;
-    }
-
-    void Show<T>(char mark, Batch<T> batch) where T : IWire<T>, allows ref struct
-    {
-        last = Now;
+        Sent++;
         if (verbose)
-            foreach (var message in batch.Peek())
-                Show(mark, batch.IsForeign ? "a message of another type" : message.Text);
+            Show('>', Lines.Of(message));
     }
+
+    /// <summary>A message has come.</summary>
+    public void Came(IMessage message)
+    {
+        if (received++ == 0)
+            firstAnswer = Seconds;
+        if (verbose)
+            Show('<', Lines.Of(message));
+    }
+
+    /// <summary>Something is about to be waited for: what left or came last did so now.</summary>
+    public void Rests() => last = Now;
 
     void Show(char mark, string text) => Stdio.Tell($"{Seconds,7:0.000} {(hasColour && mark != '*' ? $"\e[36m{mark}\e[0m" : mark)} {Program.OneLine(text)}");
 
@@ -2363,11 +2268,11 @@ sealed class Trace(bool verbose, bool stats)
             Stdio.Tell(line);
     }
 
-    /// <summary>Waits for the end of a call, and shows the numbers so far on a terminal, unless input is typed or answers are shown there.</summary>
+    /// <summary>Waits for the end of a call, and shows the numbers so far on a terminal where no input is typed and no answer shown.</summary>
     public async Task ShowAsync(Task over)
     {
         var shows = stats && !verbose && hasEscapes && !Stdio.IsInteractive && !Stdio.IsShown;
-        if (shows && !OperatingSystem.IsWindows())
+        if (shows)
             Signals.OnStop(() => Stdio.Tell("", end: ""));
         while (await Task.WhenAny(over, Task.Delay(shows ? 500 : Timeout.Infinite)) != over)
             // The terminal itself cuts the row to its width; with the cursor at its start, a resize leaves nothing of it behind.
@@ -2377,7 +2282,7 @@ sealed class Trace(bool verbose, bool stats)
 }
 
 /// <summary>Numbers on one stream, each larger than the last, and how long the answers take. Scripts may rely on stdout.</summary>
-sealed class Ping(Client client, TimeSpan every, long count)
+sealed class Ping(Client client, TimeSpan every, long count) : Input<FindMaximumRequest>
 {
     // A number without an answer for so long is late, and lost if the stream ends; a younger one was under way.
     static readonly TimeSpan late = TimeSpan.FromSeconds(1);
@@ -2391,7 +2296,7 @@ sealed class Ping(Client client, TimeSpan every, long count)
     /// <exception cref="Problem">The stream ended otherwise than after the last number, at the deadline or by a signal.</exception>
     public async Task<int> RunAsync()
     {
-        var calling = client.RunAsync<FindMaximumRequest, FindMaximumResponse>(ReadAsync, Print);
+        var calling = client.RunAsync<FindMaximumRequest, FindMaximumResponse>(this, Print);
         while (await Task.WhenAny(calling, Task.Delay(late)) != calling)
             if (Late().DefaultIfEmpty().Max() is > 0 and var seconds)
                 Stdio.Tell($"no answer for {Math.Floor(seconds)} s");
@@ -2410,7 +2315,7 @@ sealed class Ping(Client client, TimeSpan every, long count)
 
     IEnumerable<double> Late() => unanswered.Values.Select(client.Trace.Since).Where(seconds => seconds >= late.TotalSeconds);
 
-    async ValueTask<bool> ReadAsync(Batch<FindMaximumRequest> batch)
+    public override async Task<bool> MoveNext(CancellationToken cancel)
     {
         if (last == count)
         {
@@ -2419,30 +2324,27 @@ sealed class Ping(Client client, TimeSpan every, long count)
             return false;
         }
         if (last > 0)
-            await timer.WaitForNextTickAsync();
+            await timer.WaitForNextTickAsync(cancel);
         else
             timer.Period = every;
         unanswered[++last] = Trace.Now;
-        batch.Add(last);
+        Current = new() { Number = last };
         return true;
     }
 
-    void Print(Batch<FindMaximumResponse> answers)
+    void Print(FindMaximumResponse answer)
     {
-        foreach (var answer in answers)
-            if (unanswered.TryRemove(answer.Value, out var sent))
-            {
-                var time = client.Trace.Since(sent) * 1000;
-                times.Enqueue(time);
-                Stdio.Output.Write(Encoding.UTF8.GetBytes($"answer {answer.Value}: {time:0.00} ms\n"));
-            }
+        if (!unanswered.TryRemove(answer.Maximum, out var sent))
+            return;
+        var time = client.Trace.Since(sent) * 1000;
+        times.Enqueue(time);
+        Stdio.Output.Write(Encoding.UTF8.GetBytes($"answer {answer.Maximum}: {time:0.00} ms\n"));
     }
 }
 
 /// <summary>
-/// Between SocketsHttpHandler and its connection. The handler drops the answers that it holds when a stream dies, but
-/// what was received must not be lost: so it learns of a reset or of the connection's end only after the call has
-/// taken all the bytes that came before.
+/// Between SocketsHttpHandler and its connection. The handler drops the answers that it holds when a stream dies, but what was
+/// received must not be lost: it learns of a reset, or of the connection's end, only when the call has taken all that came before.
 /// </summary>
 sealed class FrameGate(Stream connection) : TransportStream
 {
@@ -2466,6 +2368,9 @@ sealed class FrameGate(Stream connection) : TransportStream
     int start, end;
     long passed, taken;
 
+    /// <summary>Whether the peer has sent anything, and whether that was HTTP/1.1.</summary>
+    public (bool Any, bool IsHttp1) Received { get; private set; }
+
     /// <summary>Whether the peer has ended the stream.</summary>
     public bool HasEnded { get; private set; }
 
@@ -2477,12 +2382,6 @@ sealed class FrameGate(Stream connection) : TransportStream
 
     /// <summary>What a GOAWAY says, where one came.</summary>
     public string? GoAway { get; private set; }
-
-    /// <summary>Whether the peer has sent anything.</summary>
-    public bool HasReceived { get; private set; }
-
-    /// <summary>Whether that was HTTP/1.1.</summary>
-    public bool SpeaksHttp1 { get; private set; }
 
     /// <summary>Completes when this side has reset a stream.</summary>
     public Task ResetSent => resetSent.Task;
@@ -2519,12 +2418,12 @@ sealed class FrameGate(Stream connection) : TransportStream
     // Takes the next frame in, and waits with one that may end the stream or the connection.
     async ValueTask LookAsync(CancellationToken cancel)
     {
-        (start, end) = (0, await received.ReadAtLeastAsync(frame.AsMemory(0, HeaderSize), HeaderSize, throwOnEndOfStream: false, cancel));
+        start = 0;
+        end = await received.ReadAtLeastAsync(frame.AsMemory(0, HeaderSize), HeaderSize, throwOnEndOfStream: false, cancel);
         if (end == 0)
             throw new EndOfStreamException();
-        HasReceived = true;
         // Some answer what they do not understand with a page and nothing else.
-        SpeaksHttp1 |= frame.AsSpan(0, end).StartsWith("HTTP/"u8) || frame[0] == '<';
+        Received = (true, Received.IsHttp1 || frame.AsSpan(0, end).StartsWith("HTTP/"u8) || frame[0] == '<');
         var (size, kind, flags) = (frame[0] << 16 | frame[1] << 8 | frame[2], (Kind)frame[3], frame[4]);
         if (end < HeaderSize || size > LargestPayload)
             return; // No HTTP/2, which is for the handler to say.
@@ -2546,7 +2445,10 @@ sealed class FrameGate(Stream connection) : TransportStream
                 payload.Clear();
         }
         else if (kind == Kind.GoAway && size >= 8)
-            GoAway = $"{(Error)BinaryPrimitives.ReadUInt32BigEndian(payload[4..])} {Program.OneLine(Encoding.UTF8.GetString(payload[8..]))}".TrimEnd();
+        {
+            var error = (Error)BinaryPrimitives.ReadUInt32BigEndian(payload[4..]);
+            GoAway = $"{error} {Program.OneLine(Encoding.UTF8.GetString(payload[8..]))}".TrimEnd();
+        }
         else if (kind > Kind.Continuation)
             start = end; // Frames of a kind that nobody knows are ignored (RFC 9113, section 4.1), and not by the handler.
         HasEnded |= kind is Kind.Data or Kind.Headers && (flags & EndStream) != 0;
@@ -2568,16 +2470,14 @@ sealed class FrameGate(Stream connection) : TransportStream
         {
             // The connection is gone, and reading will tell: after all that came before.
         }
-        if (HoldsReset(bytes.Span))
-            resetSent.TrySetResult();
-    }
-
-    // SocketsHttpHandler writes whole frames.
-    static bool HoldsReset(ReadOnlySpan<byte> frames)
-    {
-        while (frames.Length >= HeaderSize && frames[3] != (byte)Kind.RstStream)
-            frames = frames[Math.Min(frames.Length, HeaderSize + (frames[0] << 16 | frames[1] << 8 | frames[2]))..];
-        return frames.Length >= HeaderSize;
+        // SocketsHttpHandler writes whole frames.
+        for (var frames = bytes; frames.Length >= HeaderSize && !ResetSent.IsCompleted;)
+        {
+            var header = frames.Span;
+            if (header[3] == (byte)Kind.RstStream)
+                resetSent.TrySetResult();
+            frames = frames[Math.Min(frames.Length, HeaderSize + (header[0] << 16 | header[1] << 8 | header[2]))..];
+        }
     }
 
     public override Task FlushAsync(CancellationToken cancel) => connection.FlushAsync(cancel);
