@@ -1755,7 +1755,7 @@ static class Tls
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
-            // .NET opens these stores whatever is trusted, and fails without a home or where one is unreadable, but not where there is none.
+            // .NET opens these stores whatever is trusted, and fails without a home or where one is unreadable, not where there is none.
             Environment.SetEnvironmentVariable("HOME", "/dev/null");
         }
     }
@@ -2268,7 +2268,7 @@ sealed class Trace(bool verbose, bool stats)
             Stdio.Tell(line);
     }
 
-    /// <summary>Waits for the end of a call, and shows the numbers so far on a terminal where no input is typed and no answer shown.</summary>
+    /// <summary>Waits for the end of a call, and shows the numbers so far on a terminal, but not among what is typed or printed.</summary>
     public async Task ShowAsync(Task over)
     {
         var shows = stats && !verbose && hasEscapes && !Stdio.IsInteractive && !Stdio.IsShown;
