@@ -1742,17 +1742,17 @@ static class Signals
     }
 
     /// <summary>Calls <paramref name="action"/> before ^Z stops the process, which .NET, once it listens, would leave running.</summary>
-    [UnsupportedOSPlatform("windows")]
     public static void OnStop(Action action)
     {
-        registered.Add(PosixSignalRegistration.Create(PosixSignal.SIGTSTP, _ =>
-        {
-            action();
-            Stdio.Settle();
-            registered[^1].Dispose();
-            raise(OperatingSystem.IsMacOS() ? 18 : 20);
-            OnStop(action);
-        }));
+        if (!OperatingSystem.IsWindows())
+            registered.Add(PosixSignalRegistration.Create(PosixSignal.SIGTSTP, _ =>
+            {
+                action();
+                Stdio.Settle();
+                registered[^1].Dispose();
+                raise(OperatingSystem.IsMacOS() ? 18 : 20);
+                OnStop(action);
+            }));
     }
 
     /// <summary>Ends the process by the signal that an exit code tells of: after any other end a shell would go on with its loop.</summary>
@@ -1851,7 +1851,7 @@ static class Tls
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
-            // .NET opens these stores whatever is trusted, and fails where there is no home, or one that cannot be read, but not where there are none.
+            // .NET opens these stores whatever is trusted, and fails without a home or where one is unreadable, not where there is none.
             Environment.SetEnvironmentVariable("HOME", "/dev/null");
         }
     }
@@ -2384,11 +2384,11 @@ sealed class Trace(Metadata given, bool verbose, bool stats)
             Stdio.Tell(line);
     }
 
-    /// <summary>Waits for the end of a call, and shows the numbers so far on a terminal, unless input is typed or answers are shown there.</summary>
+    /// <summary>Waits for the end of a call, and shows the numbers so far on a terminal, but not among what is typed or printed.</summary>
     public async Task ShowAsync(Task over)
     {
         var shows = stats && !verbose && hasEscapes && !Stdio.IsInteractive && !Stdio.IsShown;
-        if (shows && !OperatingSystem.IsWindows())
+        if (shows)
             Signals.OnStop(() => Stdio.Tell("", end: ""));
         while (await Task.WhenAny(over, Task.Delay(shows ? 500 : Timeout.Infinite)) != over)
             // The terminal itself cuts the row to its width; with the cursor at its start, a resize leaves nothing of it behind.
