@@ -10,13 +10,13 @@ public class Addresses(SharedServer server) : IClassFixture<SharedServer>
     {
         await using var any = await RunningServer.StartAsync(1, "--listen", listen);
         Assert.Equal($"{printed}{any.Port}", any.Address);
-        Assert.Equal(One, await Tool.RunAsync("1", "max", "--address", any.Address));
-        Assert.Equal(One, await Tool.RunAsync("1", "max", "--address", $"*:{any.Port}"));
+        Assert.Equal(One, await OneProcess.TypeAsync($"echo 1 | streamer max --address {any.Address}"));
+        Assert.Equal(One, await OneProcess.TypeAsync($"echo 1 | streamer max --address '*:{any.Port}'"));
     }
 
     [Theory, Rows("PORT", ":PORT", "localhost:PORT", "127.0.0.1:PORT", "127.0.0.1:PORT/", "localhost:0PORT", "[::ffff:127.0.0.1]:PORT",
         "http://localhost:PORT/")]
-    public async Task APortIsEnough(string address) => Assert.Equal(One, await Tool.RunAsync("1", "max", "--address", address.Replace("PORT", $"{server.Port}")));
+    public async Task APortIsEnough(string address) => Assert.Equal(One, await OneProcess.TypeAsync($"echo 1 | streamer max --address '{address.Replace("PORT", $"{server.Port}")}'"));
 
     [Theory, Rows("0", ":0", "localhost:0")]
     public async Task APortIsEnoughToListenAt(string listen)
@@ -32,7 +32,7 @@ public class Addresses(SharedServer server) : IClassFixture<SharedServer>
     {
         using var port = new FreePort();
         using var folder = new TempFolder();
-        var result = await Tool.RunAsync("", "serve", "--listen", Real(first), "--listen", Real(second));
+        var result = await OneProcess.TypeAsync($"streamer serve --listen '{Real(first)}' --listen '{Real(second)}'");
         Assert.Equal((1, ""), (result.ExitCode, result.Output));
         Assert.Matches(@"^streamer: cannot listen at \S+: the address is in use\n\z", result.Error);
 
@@ -77,18 +77,22 @@ public class Addresses(SharedServer server) : IClassFixture<SharedServer>
         """, line => OneProcess.TypeAsync(line)));
 
     [Theory, InlineData("file", "what is there is not a socket"), InlineData("folder", "what is there is not a socket"),
-        InlineData("pipe", "what is there is not a socket"), InlineData("folder/none/none.sock", "there is no folder FOLDER/folder/none"),
-        InlineData("file/none.sock", "there is no folder FOLDER/file")]
+        InlineData("pipe", "what is there is not a socket"), InlineData("link", "what is there is not a socket"),
+        InlineData("folder/none/none.sock", "there is no folder FOLDER/folder/none"), InlineData("file/none.sock", "there is no folder FOLDER/file")]
     public async Task APathsRealFaultIsNamed(string name, string fault)
     {
         using var temp = new TempFolder();
         temp.Write("file", "precious");
-        Directory.CreateDirectory(temp["folder"]);
         temp.Pipe("pipe");
+        Directory.CreateDirectory(temp["folder"]);
+        File.CreateSymbolicLink(temp["link"], temp["file"]);
         var address = $"unix:{temp[name]}";
         fault = fault.Replace("FOLDER", temp["."].TrimEnd('.', '/'));
-        Assert.Equal(new(78, "", $"streamer: UNAVAILABLE: nothing listens at {address}: {fault}\n"), await Tool.RunAsync("1", "max", "--address", address));
-        Assert.Equal(new(1, "", $"streamer: cannot listen at {address}: {fault}\n"), await Tool.RunAsync("", "serve", "--listen", address));
+        Assert.Equal(new(78, "", $"streamer: UNAVAILABLE: nothing listens at {address}: {fault}\n"), await OneProcess.TypeAsync($"echo 1 | streamer max --address {address}"));
+        Assert.Equal(new(1, "", $"streamer: cannot listen at {address}: {fault}\n"), await OneProcess.TypeAsync($"streamer serve --listen {address}"));
+        // What is no socket is left alone.
+        Assert.Equal("precious", File.ReadAllText(temp["link"]));
+        Assert.True(File.Exists(temp["pipe"]) && Directory.Exists(temp["folder"]));
     }
 
     [Theory, InlineData("http", "HTTP/1.0 400 Bad Request\r\n\r\n", "speaks HTTP/1.1, not HTTP/2"),
@@ -116,7 +120,7 @@ public class Addresses(SharedServer server) : IClassFixture<SharedServer>
     [Theory, Rows("1ms", "0.001", "50ms")]
     public async Task ADeadlineBeforeAConnectionNamesTheServer(string deadline)
     {
-        var result = await Tool.RunAsync("1", "max", "--address", "127.0.0.1:1", "--wait-for-ready", "--deadline", deadline);
+        var result = await OneProcess.TypeAsync($"echo 1 | streamer max --address 127.0.0.1:1 --wait-for-ready --deadline {deadline}");
         Assert.Equal(68, result.ExitCode);
         Assert.Matches(@"\Astreamer: DEADLINE_EXCEEDED: the deadline has passed, and .*127\.0\.0\.1:1.*\n\z", result.Error);
     }

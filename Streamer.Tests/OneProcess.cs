@@ -1,4 +1,5 @@
 using System.Collections.Concurrent;
+using System.Reflection;
 using System.Runtime.InteropServices;
 using System.Runtime.Loader;
 using System.Text;
@@ -72,6 +73,8 @@ static class StartupHook
             _ = input.ReadByte();
             Environment.Exit(0);
         });
+        // Who listens to AppDomain.ProcessExit: for each call its end is one.
+        var atExit = typeof(AppDomain).GetField("ProcessExit", BindingFlags.Instance | BindingFlags.NonPublic)!;
         // Open in both directions, a pipe has no end.
         using var calls = new FileStream($"{folder}/call", FileMode.Open, FileAccess.ReadWrite, FileShare.ReadWrite, 1);
         using var codes = new FileStream($"{folder}/code", FileMode.Open, FileAccess.ReadWrite, FileShare.ReadWrite, 0);
@@ -82,7 +85,9 @@ static class StartupHook
             var arguments = Enumerable.Range(0, int.Parse(ReadText())).Select(_ => ReadText()).ToArray();
             for (var descriptor = 0; descriptor < 3; descriptor++)
                 Redirect(descriptor, $"/proc/{caller}/fd/{7 + descriptor}");
+            atExit.SetValue(AppDomain.CurrentDomain, null);
             var code = new AssemblyLoadContext(null, isCollectible: true).LoadFromAssemblyPath(tool).EntryPoint!.Invoke(null, [arguments]);
+            ((EventHandler?)atExit.GetValue(AppDomain.CurrentDomain))?.Invoke(null, EventArgs.Empty);
             for (var descriptor = 0; descriptor < 3; descriptor++)
                 Redirect(descriptor, "/dev/null");
             codes.Write(Encoding.ASCII.GetBytes($"{code}\n"));

@@ -21,9 +21,7 @@ public sealed class UnixSockets : IDisposable
         server.Process.Signal(signal);
         Assert.Equal(new(0, "", ""), await server.Process.EndAsync());
         Assert.False(File.Exists(SocketPath));
-        var result = await Tool.RunAsync("1\n", "max", "--address", Address);
-        Assert.Equal((78, ""), (result.ExitCode, result.Output));
-        Assert.Matches($@"^streamer: UNAVAILABLE: nothing listens at {Address}: there is no such file\n\z", result.Error);
+        Assert.Equal(new(78, "", $"streamer: UNAVAILABLE: nothing listens at {Address}: there is no such file\n"), await OneProcess.TypeAsync($"echo 1 | streamer max --address {Address}"));
     }
 
     [Fact]
@@ -44,7 +42,7 @@ public sealed class UnixSockets : IDisposable
         var relative = Path.GetRelativePath(Environment.CurrentDirectory, SocketPath);
         await using var server = await RunningServer.StartAsync(2, "--listen", $"unix:{relative}", "--listen", "http://127.0.0.1:0");
         foreach (var address in (string[])[Address, $"unix:{relative}", server.Addresses[1]])
-            Assert.Equal(new(0, "1\n5\n", ""), await Tool.RunAsync("1 5 3\n", "max", "--address", address));
+            Assert.Equal(new(0, "1\n5\n", ""), await OneProcess.TypeAsync($"echo 1 5 3 | streamer max --address {address}"));
     }
 
     [Fact]
@@ -56,7 +54,7 @@ public sealed class UnixSockets : IDisposable
             await killed.Process.EndAsync();
         }
         Assert.True(File.Exists(SocketPath));
-        Assert.Equal(new(78, "", $"streamer: UNAVAILABLE: nothing listens at {Address}\n"), await Tool.RunAsync("1\n", "max", "--address", Address));
+        Assert.Equal(new(78, "", $"streamer: UNAVAILABLE: nothing listens at {Address}\n"), await OneProcess.TypeAsync($"echo 1 | streamer max --address {Address}"));
         await using var server = await RunningServer.StartAsync(1, "--listen", Address);
         await CallAsync();
     }
@@ -65,7 +63,7 @@ public sealed class UnixSockets : IDisposable
     public async Task ALiveOneIsRefusedAndGoesOn()
     {
         await using var server = await RunningServer.StartAsync(1, "--listen", Address);
-        Assert.Equal(new(1, "", $"streamer: cannot listen at {Address}: the address is in use\n"), await Tool.RunAsync("", "serve", "--listen", Address));
+        Assert.Equal(new(1, "", $"streamer: cannot listen at {Address}: the address is in use\n"), await OneProcess.TypeAsync($"streamer serve --listen {Address}"));
         await CallAsync();
 
         // One that is too busy to accept is as alive.
@@ -74,7 +72,7 @@ public sealed class UnixSockets : IDisposable
         try
         {
             while (Connect(queue)) { }
-            Assert.Equal(new(1, "", $"streamer: cannot listen at {Address}: the address is in use\n"), await Tool.RunAsync("", "serve", "--listen", Address));
+            Assert.Equal(new(1, "", $"streamer: cannot listen at {Address}: the address is in use\n"), await OneProcess.TypeAsync($"streamer serve --listen {Address}"));
             Assert.True(File.Exists(SocketPath));
         }
         finally
@@ -86,47 +84,18 @@ public sealed class UnixSockets : IDisposable
     }
 
     [Fact]
-    public async Task WhatIsNoSocketIsLeftAlone()
+    public async Task APathThatIsTooLongIsOneLine()
     {
-        File.WriteAllText(SocketPath, "precious");
-        Assert.Equal(new(1, "", $"streamer: cannot listen at {Address}: what is there is not a socket\n"), await Tool.RunAsync("", "serve", "--listen", Address));
-        Assert.Equal("precious", File.ReadAllText(SocketPath));
-
-        File.Delete(SocketPath);
-        Directory.CreateDirectory(SocketPath);
-        Assert.Equal(1, (await Tool.RunAsync("", "serve", "--listen", Address)).ExitCode);
-        Assert.True(Directory.Exists(SocketPath));
-
-        Directory.Delete(SocketPath);
-        folder.Pipe("s");
-        Assert.Equal(1, (await Tool.RunAsync("", "serve", "--listen", Address)).ExitCode);
-        Assert.True(File.Exists(SocketPath));
-
-        File.Delete(SocketPath);
-        var file = folder.Write("file", "precious");
-        File.CreateSymbolicLink(SocketPath, file);
-        Assert.Equal(1, (await Tool.RunAsync("", "serve", "--listen", Address)).ExitCode);
-        Assert.Equal("precious", File.ReadAllText(SocketPath));
-    }
-
-    [Fact]
-    public async Task APathThatCannotBeUsedIsOneLine()
-    {
-        var missing = $"{Address}/missing";
-        var result = await Tool.RunAsync("", "serve", "--listen", missing);
-        Assert.Equal(1, result.ExitCode);
-        Assert.Matches($@"^streamer: cannot listen at {missing}: .+\n\z", result.Error);
-
         var tooLong = $"unix:/{new string('x', 200)}";
-        foreach (var arguments in (string[][])[["serve", "--listen", tooLong], ["max", "--address", tooLong]])
+        foreach (var command in (string[])["serve --listen", "max --address"])
         {
-            result = await Tool.RunAsync("1\n", arguments);
+            var result = await OneProcess.TypeAsync($"streamer {command} {tooLong}");
             Assert.Equal(2, result.ExitCode);
-            Assert.Matches($@"^streamer: {arguments[1]} takes unix:/PATH, where a path has at most 10\d bytes\n\z", result.Error);
+            Assert.Matches($@"^streamer: {command.Split(' ')[1]} takes unix:/PATH, where a path has at most 10\d bytes\n\z", result.Error);
         }
     }
 
-    async Task CallAsync() => Assert.Equal(new(0, "1\n5\n", ""), await Tool.RunAsync("1 5 3\n", "max", "--address", Address));
+    async Task CallAsync() => Assert.Equal(new(0, "1\n5\n", ""), await OneProcess.TypeAsync($"echo 1 5 3 | streamer max --address {Address}"));
 
     bool Connect(List<Socket> queue)
     {
