@@ -1507,13 +1507,13 @@ sealed class Server : IAsyncDisposable
             }
         }
 
-        // Otherwise grpc-dotnet has UNKNOWN for them. An IOException as such tells of a length of 2 GiB or more.
+        // Otherwise grpc-dotnet has UNKNOWN for them.
         Status? StatusOf(Exception e) => e switch
         {
             RpcException known => known.Status,
             OperationCanceledException or InvalidOperationException when server.expired.IsCancellationRequested => ShuttingDown,
             InvalidProtocolBufferException or InvalidDataException => new(StatusCode.Internal, $"a message is malformed: {e.Message}"),
-            IOException when e.GetType() == typeof(IOException) => new(StatusCode.ResourceExhausted, e.Message),
+            IOException when e.Message.StartsWith("Message too large", StringComparison.Ordinal) => new(StatusCode.ResourceExhausted, e.Message),
             _ => null,
         };
     }
