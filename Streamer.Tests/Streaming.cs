@@ -7,7 +7,7 @@ namespace Streamer.Tests;
 public class Streaming(SharedServer server) : IClassFixture<SharedServer>
 {
     // Of the client and of the server each, in MiB; the endless streams below carry several times as much.
-    const int MemoryLimit = 256;
+    const int MemoryLimit = 192;
 
     Running Start(string command) => Running.Start(command, "--address", server.Address);
 
@@ -66,7 +66,7 @@ public class Streaming(SharedServer server) : IClassFixture<SharedServer>
         await using var own = await RunningServer.StartAsync();
         await using var client = Running.Start("max", "--address", own.Address);
         var chunk = Repeat("1\n"u8);
-        for (var sent = 0L; sent < 128 << 20; sent += chunk.Length)
+        for (var sent = 0L; sent < 48 << 20; sent += chunk.Length)
             await client.Input.BaseStream.WriteAsync(chunk).AsTask().WaitAsync(Tool.Patience);
         AssertConstantMemory(client, own.Process);
         client.Input.Close();
@@ -81,7 +81,7 @@ public class Streaming(SharedServer server) : IClassFixture<SharedServer>
         var chunk = Repeat("Ada\n"u8);
         var answers = CountAsync(client.Output.BaseStream);
         var sent = 0L;
-        for (; sent < 64 << 20; sent += chunk.Length)
+        for (; sent < 24 << 20; sent += chunk.Length)
             await client.Input.BaseStream.WriteAsync(chunk).AsTask().WaitAsync(Tool.Patience);
         AssertConstantMemory(client, own.Process);
         client.Input.Close();
