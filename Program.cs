@@ -1516,7 +1516,8 @@ sealed class Server : IAsyncDisposable
             RpcException known => known.Status,
             OperationCanceledException or InvalidOperationException when server.expired.IsCancellationRequested => ShuttingDown,
             InvalidProtocolBufferException or InvalidDataException => new(StatusCode.Internal, $"a message is malformed: {e.Message}"),
-            IOException when e.Message.StartsWith("Message too large", StringComparison.Ordinal) => new(StatusCode.ResourceExhausted, e.Message),
+            IOException when e.Message.StartsWith("Message too large", StringComparison.Ordinal) =>
+                new(StatusCode.ResourceExhausted, e.Message),
             _ => null,
         };
     }
@@ -1708,7 +1709,11 @@ static class Tcp
             return;
         // Classic BPF, for 64 bits and the usual byte order: the flags; of these SYN and ACK; SYN alone is dropped, all else is kept.
         var program = GC.AllocateUninitializedArray<ulong>(7, pinned: true);
-        ulong[] words = [5, (ulong)Marshal.UnsafeAddrOfPinnedArrayElement(program, 2), 0x0000000d_00000030, 0x00000012_00000054, 0x00000002_01000015, 0x00000000_00000006, 0xffffffff_00000006];
+        ulong[] words =
+        [
+            5, (ulong)Marshal.UnsafeAddrOfPinnedArrayElement(program, 2), 0x0000000d_00000030, 0x00000012_00000054,
+            0x00000002_01000015, 0x00000000_00000006, 0xffffffff_00000006,
+        ];
         words.CopyTo(program, 0);
         try
         {
@@ -1725,7 +1730,8 @@ static class Tcp
         connection.RemoteIpAddress is { } ip ? $"{Plain(new IPEndPoint(ip, connection.RemotePort))}" : "a Unix socket";
 
     /// <summary>An IPv4 address as such, also where the socket is one for both kinds.</summary>
-    public static EndPoint? Plain(EndPoint? peer) => peer is IPEndPoint { Address.IsIPv4MappedToIPv6: true } mapped ? new IPEndPoint(mapped.Address.MapToIPv4(), mapped.Port) : peer;
+    public static EndPoint? Plain(EndPoint? peer) =>
+        peer is IPEndPoint { Address.IsIPv4MappedToIPv6: true } mapped ? new IPEndPoint(mapped.Address.MapToIPv4(), mapped.Port) : peer;
 }
 
 static class Signals
@@ -1908,7 +1914,8 @@ static class Tls
         {
             return make(Array.ConvertAll(files, File.ReadAllText));
         }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException or CryptographicException or InvalidDataException or ArgumentException)
+        catch (Exception e) when (
+            e is IOException or UnauthorizedAccessException or CryptographicException or InvalidDataException or ArgumentException)
         {
             throw new Problem(2, $"cannot use {string.Join(" and ", files)}: {e.Message}");
         }
@@ -1927,8 +1934,9 @@ static class Tls
 /// <param name="Trust">Whom the server's certificate must come from; null for whom the system trusts.</param>
 /// <param name="Certificate">This client's certificate.</param>
 /// <param name="Insecure">Whether the server's certificate need not be verified.</param>
-sealed record CallSettings(Endpoint Endpoint, (string Service, string Name) Method, Metadata Metadata, TimeSpan? Deadline, bool WaitForReady, bool ReadsInput, bool MayServeItself,
-    X509Certificate2Collection? Trust, SslStreamCertificateContext? Certificate, bool Insecure);
+sealed record CallSettings(
+    Endpoint Endpoint, (string Service, string Name) Method, Metadata Metadata, TimeSpan? Deadline, bool WaitForReady, bool ReadsInput,
+    bool MayServeItself, X509Certificate2Collection? Trust, SslStreamCertificateContext? Certificate, bool Insecure);
 
 /// <summary>One call: stdin's messages go out while the answers come in and go to stdout.</summary>
 sealed class Client(CallSettings settings, Trace trace)
@@ -1986,10 +1994,13 @@ sealed class Client(CallSettings settings, Trace trace)
         Trace.End(isEnded ? "this side" : EndedBy(status));
         if (isEnded)
             return await ended.Task;
+        var (code, message) = await call;
+        if (code == StatusCode.OK)
+            return badInput is null ? 0 : throw badInput;
         // Where an answer was only a refusal, the stream never was.
-        var counts = gate is { Received: (true, false) } && (response is null || ContentType(response).IsGrpc && One(response.Headers, "grpc-status") is null) ? $" ({Trace.Counts})" : "";
-        var (_, message) = await call;
-        return status != StatusCode.OK ? throw new Problem(64 + (int)status!, $"{NameOf(status.Value)}: {message}{counts}") : badInput is null ? 0 : throw badInput;
+        var isRefusal = response is not null && (!ContentType(response).IsGrpc || One(response.Headers, "grpc-status") is not null);
+        var counts = gate is { Received: (true, false) } && !isRefusal ? $" ({Trace.Counts})" : "";
+        throw new Problem(64 + (int)code, $"{NameOf(code)}: {message}{counts}");
     }
 
     /// <summary>Ends the call from this side, with an exit code.</summary>
@@ -2012,7 +2023,8 @@ sealed class Client(CallSettings settings, Trace trace)
     {
         // Given a client, the channel has no balancer to load. Not disposed of, which would close the connection before a reset
         // has left: the process ends with its call.
-        var http = new HttpClient(new Adapter.Handler(new Connector(this), count => gate?.Took(count))) { Timeout = Timeout.InfiniteTimeSpan };
+        var handler = new Adapter.Handler(new Connector(this), count => gate?.Took(count));
+        var http = new HttpClient(handler) { Timeout = Timeout.InfiniteTimeSpan };
         var invoker = GrpcChannel.ForAddress(endpoint.Dialled, new() { HttpClient = http }).Intercept(new Adapter());
         var method = new Method<TRequest, TResponse>(MethodType.DuplexStreaming, settings.Method.Service, settings.Method.Name,
             Protobuf.Marshaller<TRequest>(), Protobuf.Marshaller<TResponse>());
@@ -2103,12 +2115,13 @@ sealed class Client(CallSettings settings, Trace trace)
             for (var backoff = FirstBackoff; ; backoff = backoff * 2 < LastBackoff ? backoff * 2 : LastBackoff)
                 try
                 {
-                    client.response = await base.SendAsync(request, cancel);
-                    client.Trace.Note('<', $"HTTP/2 {(int)client.response.StatusCode}", client.response.Headers, client.response.Content.Headers);
-                    return client.response;
+                    var response = client.response = await base.SendAsync(request, cancel);
+                    client.Trace.Note('<', $"HTTP/2 {(int)response.StatusCode}", response.Headers, response.Content.Headers);
+                    return response;
                 }
                 catch (HttpRequestException e) when (client is { settings.WaitForReady: true, refusal: null, gate: null }
-                    && e.HttpRequestError is HttpRequestError.ConnectionError or HttpRequestError.NameResolutionError or HttpRequestError.SecureConnectionError)
+                    && e.HttpRequestError is HttpRequestError.ConnectionError or HttpRequestError.NameResolutionError
+                        or HttpRequestError.SecureConnectionError)
                 {
                     (_, client.notReady) = client.Explain(e, default);
                     client.Trace.Note('*', $"{client.notReady}: to be tried again");
@@ -2128,8 +2141,9 @@ sealed class Client(CallSettings settings, Trace trace)
         ConnectCallback = ConnectAsync,
         PlaintextStreamFilter = (context, _) =>
         {
+            var end = OperatingSystem.IsWindows() ? "^Z" : "^D";
             if (Stdio.IsInteractive && settings.ReadsInput)
-                Program.Tell($"connected to {(servesItself ? "its own server" : endpoint)}; {(OperatingSystem.IsWindows() ? "^Z" : "^D")} ends the input");
+                Program.Tell($"connected to {(servesItself ? "its own server" : endpoint)}; {end} ends the input");
             if (context.PlaintextStream is SslStream { RemoteCertificate: var certificate } tls)
                 Trace.Note('*', $"{tls.SslProtocol} with {certificate?.Subject}".Replace("Tls1", "TLS 1."));
             var request = context.InitialRequestMessage;
@@ -2162,7 +2176,8 @@ sealed class Client(CallSettings settings, Trace trace)
             socket = await (endpoint.UnixPath is null ? DialFirstAsync(context.DnsEndPoint, cancel)
                 : DialAsync(new UnixDomainSocketEndPoint(endpoint.UnixPath), cancel));
         }
-        catch (SocketException e) when (settings is { MayServeItself: true, WaitForReady: false } && e.SocketErrorCode == SocketError.ConnectionRefused)
+        catch (SocketException e) when (
+            settings is { MayServeItself: true, WaitForReady: false } && e.SocketErrorCode == SocketError.ConnectionRefused)
         {
             Program.Tell($"no server at {endpoint}, so this command brings its own");
             servesItself = true;
@@ -2258,7 +2273,8 @@ sealed class Client(CallSettings settings, Trace trace)
     }
 
     /// <summary>A status's name (grpc/doc/statuscodes.md).</summary>
-    public static string NameOf(StatusCode status) => status == StatusCode.OK ? "OK" : string.Concat($"{status}".Select((c, i) => char.IsUpper(c) && i > 0 ? $"_{c}" : $"{char.ToUpperInvariant(c)}"));
+    public static string NameOf(StatusCode status) => status == StatusCode.OK ? "OK"
+        : string.Concat($"{status}".Select((c, i) => char.IsUpper(c) && i > 0 ? $"_{c}" : $"{char.ToUpperInvariant(c)}"));
 
     // What a call ended with that did not end well, in words that help. The status is the library's, but for what the
     // specifications call differently: UNKNOWN or INTERNAL where there is no status or an unknown encoding, UNAVAILABLE
@@ -2266,17 +2282,22 @@ sealed class Client(CallSettings settings, Trace trace)
     (StatusCode, string) Explain(RpcException e)
     {
         var (contentType, isGrpc) = response is null ? (null, false) : ContentType(response);
-        var given = response is null ? null : One(response.Headers, "grpc-status") ?? (isGrpc ? One(response.TrailingHeaders, "grpc-status") : null);
+        var given = response is null ? null : One(response.Headers, "grpc-status");
+        if (given is null && isGrpc)
+            given = One(response!.TrailingHeaders, "grpc-status");
         if (given is not null)
-            return int.TryParse(given, NumberStyles.None, null, out var code) && Enum.IsDefined((StatusCode)code) ? (e.StatusCode, e.Status.Detail) : (StatusCode.Unknown, $"the server sent grpc-status {given}");
+            return int.TryParse(given, NumberStyles.None, null, out var code) && Enum.IsDefined((StatusCode)code)
+                ? (e.StatusCode, e.Status.Detail) : (StatusCode.Unknown, $"the server sent grpc-status {given}");
         if (e.Status.DebugException is { } cause)
             return Explain(cause, e.StatusCode);
-        return response is null ? (e.StatusCode, e.Status.Detail)
-            : response.StatusCode != HttpStatusCode.OK ? (e.StatusCode, $"HTTP status {(int)response.StatusCode} from {endpoint}, content type {contentType}")
-            : !isGrpc ? (StatusCode.Unknown, $"the answer of {endpoint} is not gRPC: its content type is {contentType}")
-            : e.StatusCode == StatusCode.Unimplemented ? (StatusCode.Internal, e.Status.Detail)
-            : e.StatusCode != StatusCode.Cancelled ? (e.StatusCode, e.Status.Detail)
-            : response.TrailingHeaders.Any() ? (StatusCode.Unknown, "the trailers hold no grpc-status") : (StatusCode.Internal, "the server ended the stream without trailers");
+        if (response is { StatusCode: not HttpStatusCode.OK and var http })
+            return (e.StatusCode, $"HTTP status {(int)http} from {endpoint}, content type {contentType}");
+        if (response is not null && !isGrpc)
+            return (StatusCode.Unknown, $"the answer of {endpoint} is not gRPC: its content type is {contentType}");
+        if (response is null || e.StatusCode != StatusCode.Cancelled)
+            return (e.StatusCode == StatusCode.Unimplemented && response is not null ? StatusCode.Internal : e.StatusCode, e.Status.Detail);
+        return response.TrailingHeaders.Any() ? (StatusCode.Unknown, "the trailers hold no grpc-status")
+            : (StatusCode.Internal, "the server ended the stream without trailers");
     }
 
     // Servers and proxies refuse too much metadata with HTTP status 431 or 400, a reset, an error of the connection, or just its end.
@@ -2297,27 +2318,50 @@ sealed class Client(CallSettings settings, Trace trace)
         InvalidDataException { Message: "Message too large." } => (StatusCode.ResourceExhausted, e.Message),
         InvalidProtocolBufferException or InvalidDataException => (StatusCode.Internal, $"a message is malformed: {e.Message}"),
         _ when gate?.Reset is { } code => (status, $"the server reset the stream: {code}"),
-        _ when gate?.GoAway is "NO_ERROR" => (StatusCode.Unavailable, $"{endpoint} shut down before the stream had ended"),
-        _ when gate?.GoAway is { } reason => (StatusCode.Unavailable, $"the server closed the connection: {reason}"),
-        _ when gate is { Received.IsHttp1: true } => (StatusCode.Unavailable, $"{endpoint} speaks HTTP/1.1, not HTTP/2"),
-        _ when refusal is not null => (StatusCode.Unavailable, refusal),
-        _ when gate is { Received.Any: false } && endpoint.Url.Scheme == "http" => (StatusCode.Unavailable, $"{endpoint} closed the connection without an answer (does it want https://?)"),
-        _ when gate is { Received.Any: false } && (isAskedForCertificate || settings.Certificate is not null) => (StatusCode.Unauthenticated, $"{endpoint} wants a client certificate (--cert, --key) that it trusts"),
-        _ when e.GetBaseException() is SocketException socket && gate is null => (StatusCode.Unavailable, socket.SocketErrorCode switch
-        {
-            SocketError.AccessDenied => $"cannot connect to {endpoint}: {socket.Message}",
-            _ when endpoint.PathFault is { } fault => $"nothing listens at {endpoint}: {fault}",
-            _ when endpoint.UnixPath is { } path && !Path.Exists(path) => $"nothing listens at {endpoint}: there is no such file",
-            SocketError.ConnectionRefused => $"nothing listens at {endpoint}",
-            SocketError.HostNotFound or SocketError.NoData or SocketError.TryAgain => $"there is no host {endpoint.Url.Host}",
-            _ => $"cannot connect to {endpoint}: {socket.Message}",
-        }),
-        HttpRequestException { HttpRequestError: HttpRequestError.VersionNegotiationError } => (StatusCode.Unavailable, $"{endpoint} does not speak HTTP/2"),
-        HttpRequestException { HttpRequestError: HttpRequestError.SecureConnectionError } => (StatusCode.Unavailable, $"{endpoint} does not answer in TLS with HTTP/2: {e.GetBaseException().Message}{(e.GetBaseException() is AuthenticationException or IOException ? " (does it want http://?)" : "")}"),
-        _ when e.GetBaseException() is HttpProtocolException protocol => (StatusCode.Internal, $"{endpoint} broke the HTTP/2 protocol: {protocol.Message}"),
+        _ when NoConnection(e) is { } message => (StatusCode.Unavailable, message),
+        _ when gate is { Received.Any: false } && (isAskedForCertificate || settings.Certificate is not null) =>
+            (StatusCode.Unauthenticated, $"{endpoint} wants a client certificate (--cert, --key) that it trusts"),
+        _ when gate is not null && e.GetBaseException() is HttpProtocolException protocol =>
+            (StatusCode.Internal, $"{endpoint} broke the HTTP/2 protocol: {protocol.Message}"),
         // The handler knows of a limit that the server tells, where it has told it in time.
         HttpRequestException { HttpRequestError: HttpRequestError.Unknown, InnerException: null } => (status, e.Message),
         _ => (StatusCode.Unavailable, $"the connection to {endpoint} was lost"),
+    };
+
+    // Why there is no connection, or none any more, where that can be told.
+    string? NoConnection(Exception e)
+    {
+        var cause = e.GetBaseException();
+        if (gate?.GoAway is "NO_ERROR")
+            return $"{endpoint} shut down before the stream had ended";
+        if (gate?.GoAway is { } reason)
+            return $"the server closed the connection: {reason}";
+        if (gate is { Received.IsHttp1: true })
+            return $"{endpoint} speaks HTTP/1.1, not HTTP/2";
+        if (refusal is not null)
+            return refusal;
+        if (gate is { Received.Any: false } && endpoint.Url.Scheme == "http")
+            return $"{endpoint} closed the connection without an answer (does it want https://?)";
+        if (gate is not null)
+            return null;
+        var hint = cause is AuthenticationException or IOException ? " (does it want http://?)" : "";
+        return (e as HttpRequestException)?.HttpRequestError switch
+        {
+            _ when cause is SocketException socket => WhyNot(socket),
+            HttpRequestError.VersionNegotiationError => $"{endpoint} does not speak HTTP/2",
+            HttpRequestError.SecureConnectionError => $"{endpoint} does not answer in TLS with HTTP/2: {cause.Message}{hint}",
+            _ => null,
+        };
+    }
+
+    string WhyNot(SocketException e) => e.SocketErrorCode switch
+    {
+        SocketError.AccessDenied => $"cannot connect to {endpoint}: {e.Message}",
+        _ when endpoint.PathFault is { } fault => $"nothing listens at {endpoint}: {fault}",
+        _ when endpoint.UnixPath is { } path && !Path.Exists(path) => $"nothing listens at {endpoint}: there is no such file",
+        SocketError.ConnectionRefused => $"nothing listens at {endpoint}",
+        SocketError.HostNotFound or SocketError.NoData or SocketError.TryAgain => $"there is no host {endpoint.Url.Host}",
+        _ => $"cannot connect to {endpoint}: {e.Message}",
     };
 
     static string? One(HttpHeaders headers, string name) => headers.NonValidated.TryGetValues(name, out var values) ? values.First() : null;
@@ -2332,6 +2376,7 @@ sealed class Trace(Metadata given, bool verbose, bool stats)
 {
     static readonly bool hasEscapes = Stdio.IsToldShown && Environment.GetEnvironmentVariable("TERM") is not (null or "dumb");
     readonly bool hasColour = hasEscapes && Environment.GetEnvironmentVariable("NO_COLOR") is null or "";
+    readonly Lock showing = new();
     readonly long start = Now;
     long received, end, last = Now;
     double firstAnswer;
@@ -2384,7 +2429,13 @@ sealed class Trace(Metadata given, bool verbose, bool stats)
     /// <summary>Something is about to be waited for: what left or came last did so now.</summary>
     public void Rests() => last = Now;
 
-    void Show(char mark, string text) => Stdio.Tell($"{Seconds,7:0.000} {(hasColour && mark != '*' ? $"\e[36m{mark}\e[0m" : mark)} {Program.OneLine(text)}");
+    void Show(char mark, string text)
+    {
+        var shown = hasColour && mark != '*' ? $"\e[36m{mark}\e[0m" : $"{mark}";
+        // Both directions show what they do: lines are to have the order of their times.
+        lock (showing)
+            Stdio.Tell($"{Seconds,7:0.000} {shown} {Program.OneLine(text)}");
+    }
 
     public void End(string endedBy)
     {
@@ -2434,7 +2485,8 @@ sealed class Ping(Client client, TimeSpan every, long count) : Input<FindMaximum
         if (last > 0)
             Stdio.Tell($"{last} sent, {sorted.Length} answered, {lost} lost, {last - sorted.Length - lost} under way");
         if (sorted.Length > 0)
-            Stdio.Tell($"minimum {sorted[0]:0.00} ms, median {sorted[(sorted.Length - 1) / 2]:0.00} ms, 99th percentile {sorted[(sorted.Length * 99 - 1) / 100]:0.00} ms, maximum {sorted[^1]:0.00} ms");
+            Stdio.Tell($"minimum {sorted[0]:0.00} ms, median {sorted[(sorted.Length - 1) / 2]:0.00} ms, "
+                + $"99th percentile {sorted[(sorted.Length * 99 - 1) / 100]:0.00} ms, maximum {sorted[^1]:0.00} ms");
         if (last > 0)
             Stdio.Tell($"the stream lived for {trace.Seconds:0.0##} s, ended by {trace.EndedBy}");
         var exitCode = calling.Exception?.InnerException is not Problem { ExitCode: 64 + (int)StatusCode.DeadlineExceeded } passed
