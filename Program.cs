@@ -1313,7 +1313,7 @@ sealed class Server : IAsyncDisposable
     // A peer that vanished is found by a ping, and one that drips bytes has so long for a whole header block.
     static readonly TimeSpan PingDelay = TimeSpan.FromSeconds(20), PingTimeout = PingDelay, HeadersTimeout = TimeSpan.FromSeconds(10);
 
-    const int MaxStreamsPerConnection = 100, StreamWindow = 4 * 1024 * 1024, ConnectionWindow = StreamWindow;
+    const int MaxStreamsPerConnection = 100, MaxHeaders = 128 * 1024, StreamWindow = 4 * 1024 * 1024, ConnectionWindow = StreamWindow;
 
     // How long a call that is over may take to get its last bytes to a peer that does not read, or to be ended by a peer
     // that still sends; and what is under way between two peers, to arrive.
@@ -1421,6 +1421,9 @@ sealed class Server : IAsyncDisposable
         // Streams may be idle, and bodies endless: Kestrel's minimum rates and maximum sizes are not for them.
         (limits.MinRequestBodyDataRate, limits.MinResponseDataRate, limits.MaxRequestBodySize) = (null, null, null);
         (limits.RequestHeadersTimeout, limits.MaxConcurrentConnections) = (HeadersTimeout, MaxConnections());
+        // What is beyond these costs the connection, with everybody's streams: tokens of tens of kB, and hundreds of fields, are served.
+        (limits.MaxRequestHeadersTotalSize, limits.MaxRequestHeaderCount) = (MaxHeaders, 1000);
+        limits.Http2.MaxRequestHeaderFieldSize = MaxHeaders;
         (limits.Http2.KeepAlivePingDelay, limits.Http2.KeepAlivePingTimeout) = (PingDelay, PingTimeout);
         limits.Http2.MaxStreamsPerConnection = MaxStreamsPerConnection;
         (limits.Http2.InitialStreamWindowSize, limits.Http2.InitialConnectionWindowSize) = (StreamWindow, ConnectionWindow);
@@ -2043,7 +2046,8 @@ sealed class Client(CallSettings settings, Trace trace)
         }
         catch (RpcException e)
         {
-            return Explain(e);
+            var (status, message) = Explain(e);
+            return (status, IsMetadataTooLarge ? $"the metadata is larger than {endpoint} takes: {message}" : message);
         }
         finally
         {
@@ -2275,6 +2279,13 @@ sealed class Client(CallSettings settings, Trace trace)
             : response.TrailingHeaders.Any() ? (StatusCode.Unknown, "the trailers hold no grpc-status") : (StatusCode.Internal, "the server ended the stream without trailers");
     }
 
+    // Servers and proxies refuse too much metadata with HTTP status 431 or 400, a reset, an error of the connection, or just its end.
+    // The least that any is known to take is 8 kB, and 100 fields with gRPC's own.
+    bool IsMetadataTooLarge => response is { StatusCode: HttpStatusCode.RequestHeaderFieldsTooLarge }
+        || (settings.Metadata.Count > 90 || settings.Metadata.Sum(entry => entry.Key.Length + entry.ValueBytes.Length) > 8 * 1024)
+        && (response is { StatusCode: HttpStatusCode.BadRequest }
+            || response is null && gate is { Received: (true, false), GoAway: not "NO_ERROR", Reset: not FrameGate.Error.REFUSED_STREAM });
+
     static (string Text, bool IsGrpc) ContentType(HttpResponseMessage response)
     {
         var text = One(response.Content.Headers, "content-type") ?? "none";
@@ -2304,6 +2315,8 @@ sealed class Client(CallSettings settings, Trace trace)
         HttpRequestException { HttpRequestError: HttpRequestError.VersionNegotiationError } => (StatusCode.Unavailable, $"{endpoint} does not speak HTTP/2"),
         HttpRequestException { HttpRequestError: HttpRequestError.SecureConnectionError } => (StatusCode.Unavailable, $"{endpoint} does not answer in TLS with HTTP/2: {e.GetBaseException().Message}{(e.GetBaseException() is AuthenticationException or IOException ? " (does it want http://?)" : "")}"),
         _ when e.GetBaseException() is HttpProtocolException protocol => (StatusCode.Internal, $"{endpoint} broke the HTTP/2 protocol: {protocol.Message}"),
+        // The handler knows of a limit that the server tells, where it has told it in time.
+        HttpRequestException { HttpRequestError: HttpRequestError.Unknown, InnerException: null } => (status, e.Message),
         _ => (StatusCode.Unavailable, $"the connection to {endpoint} was lost"),
     };
 
