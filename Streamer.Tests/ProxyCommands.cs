@@ -18,7 +18,7 @@ public class ProxyCommands
             throw new InvalidDataException(text);
 
         // The proxy as an ordinary user, whoever runs the tests.
-        var user = Environment.UserName == "root" ? "setpriv --reuid=65534 --regid=65534 --clear-groups" : "env";
+        var user = Environment.UserName == "root" ? $"{Programs.Need("setpriv")} --reuid=65534 --regid=65534 --clear-groups" : "env";
         var result = await Tool.TypeAsync($$"""
             set -m; chmod -R a+rX {{folder["."]}}; cd {{folder["."]}}; PATH=$PATH:/usr/sbin
             { {{servers}}
