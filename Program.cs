@@ -823,8 +823,8 @@ static class Stdio
 // interceptor gives a handler, or a client's code, streams that take whole plain messages straight out of what has arrived, and
 // gather what is written until they are about to wait: write as long as there is something to write, flush only when
 // about to wait. All else is the library's, whose streams read and write the same pipes: whatever comes next that is
-// compressed, large, malformed or cut off, and the end, is left to them byte for byte, and so are headers, deadlines, statuses
-// and trailers. No peer can see it, and neither a service nor a client need know of it:
+// compressed, large, malformed or cut off is left to them byte for byte, and so are headers, deadlines, statuses and trailers.
+// No peer can see it, and neither a service nor a client need know of it:
 //
 //     builder.Services.AddGrpc(options => options.Interceptors.Add<Adapter>());
 //     var invoker = GrpcChannel.ForAddress(url, new() { HttpHandler = new Adapter.Handler(…) }).Intercept(new Adapter());
@@ -919,7 +919,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
             }
             catch (Exception)
             {
-                // A malformed message is for the library to refuse.
+                // A malformed message: the library meets it next, and says what it is.
                 return false;
             }
             taken += size;
@@ -958,12 +958,14 @@ sealed class Adapter(params object[] marshallers) : Interceptor
             Release();
             try
             {
-                var reading = pipe.ReadAsync(CancellationToken.None);
-                if (!reading.IsCompleted)
+                if (!pipe.TryRead(out var read))
+                {
                     await BeforeWait();
-                using var stopped = reading.IsCompleted ? default : stop.UnsafeRegister(Cancel, pipe);
-                using var cancelled = reading.IsCompleted ? default : cancel.UnsafeRegister(Cancel, pipe);
-                var read = await reading;
+                    var reading = pipe.ReadAsync(CancellationToken.None);
+                    using var stopped = reading.IsCompleted ? default : stop.UnsafeRegister(Cancel, pipe);
+                    using var cancelled = reading.IsCompleted ? default : cancel.UnsafeRegister(Cancel, pipe);
+                    read = await reading;
+                }
                 (arrived, isReading) = (read.Buffer, true);
                 SetFront(arrived);
                 if (TryTake())
@@ -976,7 +978,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
             }
             catch (Exception e) when (e is not OperationCanceledException)
             {
-                // For the library to say what that means.
+                // The library reads the same pipe next, meets the same, and says what it means.
             }
             var moving = library.MoveNext(cancel);
             if (!moving.IsCompleted)
@@ -1032,7 +1034,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         public Task WriteAsync(T message, CancellationToken cancel) =>
             cancel.IsCancellationRequested ? Task.FromCanceled(cancel) : WriteAsync(message);
 
-        public Task WriteAsync(T message)
+        public virtual Task WriteAsync(T message)
         {
             at = end + PrefixSize;
             marshaller.ContextualSerializer(message, this);
@@ -1076,10 +1078,11 @@ sealed class Adapter(params object[] marshallers) : Interceptor
             return buffer.AsSpan(at);
         }
 
-        /// <summary>What was to be flushed has been.</summary>
-        protected void Clear()
+        /// <summary>Lets go of what has been flushed.</summary>
+        protected void Clear(bool hasBeenCopied)
         {
-            Return();
+            if (hasBeenCopied)
+                Return();
             (buffer, end) = ([], 0);
         }
 
@@ -1090,7 +1093,8 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         }
     }
 
-    // A handler that does something else between two reads must not hold answers back: they wait only where a request has come.
+    // A handler that does something else between two reads must not hold answers back: they wait only where one more request
+    // has come, which it reads next.
     sealed class ServerWriter<T>(PipeWriter pipe, Func<bool> hasMore, Marshaller<T> marshaller, CancellationToken stop)
         : Writer<T>(marshaller), IServerStreamWriter<T> where T : class
     {
@@ -1098,16 +1102,27 @@ sealed class Adapter(params object[] marshallers) : Interceptor
 
         protected override bool MayWait => hasMore();
 
+        // A handler may write while it reads, which flushes as well.
+        public override Task WriteAsync(T message)
+        {
+            lock (pipe)
+                return base.WriteAsync(message);
+        }
+
         // The first time the headers leave as well. Only the wait is stopped: Kestrel aborts a stream whose flush is cancelled.
         public override Task FlushAsync()
         {
-            if (hasFlushed && !HasGathered)
-                return Task.CompletedTask;
-            hasFlushed = true;
-            var flushing = HasGathered ? pipe.WriteAsync(Gathered, CancellationToken.None) : pipe.FlushAsync(CancellationToken.None);
-            // Kestrel has copied it.
-            Clear();
-            return flushing.IsCompletedSuccessfully ? Task.CompletedTask : flushing.AsTask().WaitAsync(stop);
+            lock (pipe)
+            {
+                if (hasFlushed && !HasGathered)
+                    return Task.CompletedTask;
+                hasFlushed = true;
+                var flushing = HasGathered ? pipe.WriteAsync(Gathered, CancellationToken.None) : pipe.FlushAsync(CancellationToken.None);
+                Clear(hasBeenCopied: flushing.IsCompletedSuccessfully);
+                if (!flushing.IsCompletedSuccessfully)
+                    return flushing.AsTask().WaitAsync(stop);
+                return stop.IsCancellationRequested ? Task.FromCanceled(stop) : Task.CompletedTask;
+            }
         }
     }
 
@@ -1121,7 +1136,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         {
             var stream = await requests;
             await stream.WriteAsync(Gathered);
-            Clear();
+            Clear(hasBeenCopied: true);
             await stream.FlushAsync();
         }
 

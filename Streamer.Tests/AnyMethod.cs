@@ -54,7 +54,7 @@ public sealed class AnyMethod : IAsyncLifetime
                 options.Interceptors.Add<ToolAdapter>();
         });
         var app = builder.Build();
-        app.MapGrpcService(ServerServiceDefinition.CreateBuilder().AddMethod(talk, TalkAsync).Build());
+        app.MapGrpcService(ServerServiceDefinition.CreateBuilder().AddMethod(talk, TalkAsync).AddMethod(both, BothAsync).Build());
         await app.StartAsync();
         servers.Add(app);
         return new Uri(app.Services.GetRequiredService<IServer>().Features.Get<IServerAddressesFeature>()!.Addresses.Single()).Port;
@@ -127,6 +127,44 @@ public sealed class AnyMethod : IAsyncLifetime
         Assert.True(await call.ResponseStream.MoveNext(CancellationToken.None).WaitAsync(Tool.Patience));
         Assert.Equal("wait", call.ResponseStream.Current);
         go.SetResult();
+    }
+
+    /// <summary>gRPC allows one who reads and one who writes at the same time.</summary>
+    [Fact]
+    public async Task AHandlerMayWriteWhileItReads()
+    {
+        var port = await ServeAsync(true);
+        using var call = Invoker($"http://127.0.0.1:{port}", true).AsyncDuplexStreamingCall(both, null, new());
+        var sending = Task.Run(async () =>
+        {
+            for (var i = 0; i < Many; i++)
+                await call.RequestStream.WriteAsync($"request {i}");
+            await call.RequestStream.CompleteAsync();
+        }, TestContext.Current.CancellationToken);
+        for (var i = 0; i < Many; i++)
+        {
+            Assert.True(await call.ResponseStream.MoveNext(CancellationToken.None).WaitAsync(Tool.Patience));
+            Assert.Equal($"answer {i}", call.ResponseStream.Current);
+        }
+        Assert.False(await call.ResponseStream.MoveNext(CancellationToken.None).WaitAsync(Tool.Patience));
+        await sending;
+    }
+
+    const int Many = 50_000;
+
+    static readonly Method<string, string> both = new(MethodType.DuplexStreaming, "any.Service", "Both", Marshallers.StringMarshaller, Marshallers.StringMarshaller);
+
+    static async Task BothAsync(IAsyncStreamReader<string> requests, IServerStreamWriter<string> responses, ServerCallContext context)
+    {
+        var writing = Task.Run(async () =>
+        {
+            for (var i = 0; i < Many; i++)
+                await responses.WriteAsync($"answer {i}");
+        });
+        while (await requests.MoveNext())
+        {
+        }
+        await writing;
     }
 
     /// <summary>What it is there for: of many messages it takes nearly all itself, on both sides, and leaves the library those that a frame cuts.</summary>
