@@ -18,7 +18,6 @@ using System.Net.Http.Headers;
 using System.Net.Security;
 using System.Net.Sockets;
 using System.Runtime.InteropServices;
-using System.Runtime.Versioning;
 using System.Security.Authentication;
 using System.Security.Cryptography;
 using System.Security.Cryptography.X509Certificates;
@@ -1807,6 +1806,7 @@ static class Tls
             throw new Problem(2, "--cert and --key go together, and --client-ca with them");
         if (cert is null)
             return null;
+        Require();
         var own = Latest("certificate", Own, cert, key!);
         var trusted = clientCa is null ? null : Latest("client CA", Trusted, clientCa);
         return () => new()
@@ -1823,11 +1823,24 @@ static class Tls
     }
 
     /// <summary>A certificate with its key and the rest of its chain; null where there is none.</summary>
-    public static SslStreamCertificateContext? OwnCertificate(string? cert, string? key) =>
-        cert is null != key is null ? throw new Problem(2, "--cert and --key go together") : cert is null ? null : Read(Own, cert, key!);
+    public static SslStreamCertificateContext? OwnCertificate(string? cert, string? key)
+    {
+        if (cert is null != key is null)
+            throw new Problem(2, "--cert and --key go together");
+        if (cert is null)
+            return null;
+        Require();
+        return Read(Own, cert, key!);
+    }
 
     /// <summary>The certificates that a file names as trusted; null, which is trust in the system's roots, where there is none.</summary>
-    public static X509Certificate2Collection? Trust(string? file) => file is null ? null : Read(Trusted, file);
+    public static X509Certificate2Collection? Trust(string? file)
+    {
+        if (file is null)
+            return null;
+        Require();
+        return Read(Trusted, file);
+    }
 
     /// <summary>How a peer's chain is built: nothing is fetched from where it says, neither an issuer nor whether one is revoked.</summary>
     public static X509ChainPolicy ChainPolicy(X509Certificate2Collection? trusted)
@@ -1924,7 +1937,6 @@ static class Tls
 
     static T Read<T>(Func<string[], T> make, params string[] files)
     {
-        Require();
         try
         {
             return make(Array.ConvertAll(files, File.ReadAllText));
@@ -2393,20 +2405,26 @@ sealed class Trace(Metadata given, bool verbose, bool stats)
     readonly bool hasColour = hasEscapes && Environment.GetEnvironmentVariable("NO_COLOR") is null or "";
     readonly Lock showing = new();
     readonly long start = Now;
-    long received, end, last = Now;
+    long sent, received, end, last = Now;
     double firstAnswer;
     bool hasBegun;
 
+    /// <summary>A time, to be given to <see cref="Since"/>.</summary>
     public static long Now => TimeProvider.System.GetTimestamp();
 
     /// <summary>Seconds from a time until now, but never beyond the stream's end; a message may still leave after that.</summary>
     public double Since(long time) => Math.Max(0, TimeProvider.System.GetElapsedTime(time, end == 0 ? Now : end).TotalSeconds);
 
+    /// <summary>Seconds since the call began.</summary>
     public double Seconds => Since(start);
-    public long Sent { get; private set; }
-    public string? EndedBy { get; private set; }
-    public string Counts => $"{Sent} sent, {received} received, {Seconds:0.0##} s, silent for {Since(last):0.0##} s";
 
+    /// <summary>What ended the stream, once it has ended.</summary>
+    public string? EndedBy { get; private set; }
+
+    /// <summary>The four numbers that scripts may rely on.</summary>
+    public string Counts => $"{sent} sent, {received} received, {Seconds:0.0##} s, silent for {Since(last):0.0##} s";
+
+    /// <summary>An event other than a message, and a line for each of some headers.</summary>
     public void Note(char mark, string? text, params ReadOnlySpan<HttpHeaders> headers)
     {
         hasBegun |= mark == '>';
@@ -2427,7 +2445,7 @@ sealed class Trace(Metadata given, bool verbose, bool stats)
     /// <summary>A message is about to leave.</summary>
     public void Left(IMessage message)
     {
-        Sent++;
+        sent++;
         if (verbose)
             Show('>', Lines.Of(message));
     }
@@ -2452,11 +2470,12 @@ sealed class Trace(Metadata given, bool verbose, bool stats)
             Stdio.Tell($"{Seconds,7:0.000} {shown} {Program.OneLine(text)}");
     }
 
+    /// <summary>The stream has ended: the last line.</summary>
     public void End(string endedBy)
     {
         (end, EndedBy) = (Now, endedBy);
         var answered = received == 0 ? "" : $", first answer after {firstAnswer:0.0##} s";
-        var line = $"{Counts}, {(Sent + received) / Seconds:0} messages/s{answered}, ended by {endedBy}";
+        var line = $"{Counts}, {(sent + received) / Seconds:0} messages/s{answered}, ended by {endedBy}";
         if (verbose && hasBegun)
             Show('*', line);
         else if (stats && hasBegun)

@@ -4,10 +4,6 @@ using Grpc.Core;
 using Grpc.Core.Interceptors;
 using Grpc.Net.Client;
 using Microsoft.AspNetCore.Builder;
-using Microsoft.AspNetCore.Hosting;
-using Microsoft.AspNetCore.Hosting.Server;
-using Microsoft.AspNetCore.Hosting.Server.Features;
-using Microsoft.AspNetCore.Server.Kestrel.Core;
 using Microsoft.Extensions.DependencyInjection;
 using ToolAdapter = tool::Streamer.Adapter;
 
@@ -46,18 +42,15 @@ public sealed class AnyMethod : IAsyncLifetime
 
     async Task<int> ServeAsync(bool isAdapted)
     {
-        var builder = WebApplication.CreateEmptyBuilder(new());
-        builder.WebHost.UseKestrelCore().ConfigureKestrel(kestrel => kestrel.Listen(IPAddress.Loopback, 0, listen => listen.Protocols = HttpProtocols.Http2));
-        builder.Services.AddSingleton(new ToolAdapter()).AddGrpc(options =>
-        {
-            if (isAdapted)
-                options.Interceptors.Add<ToolAdapter>();
-        });
-        var app = builder.Build();
-        app.MapGrpcService(ServerServiceDefinition.CreateBuilder().AddMethod(talk, TalkAsync).AddMethod(both, BothAsync).Build());
-        await app.StartAsync();
+        var (app, port) = await PlainGrpc.ServeAsync(
+            services => services.AddSingleton(new ToolAdapter()).AddGrpc(options =>
+            {
+                if (isAdapted)
+                    options.Interceptors.Add<ToolAdapter>();
+            }),
+            app => app.MapGrpcService(ServerServiceDefinition.CreateBuilder().AddMethod(talk, TalkAsync).AddMethod(both, BothAsync).Build()));
         servers.Add(app);
-        return new Uri(app.Services.GetRequiredService<IServer>().Features.Get<IServerAddressesFeature>()!.Addresses.Single()).Port;
+        return port;
     }
 
     static CallInvoker Invoker(string address, bool isAdapted)

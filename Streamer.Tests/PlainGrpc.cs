@@ -18,16 +18,22 @@ public sealed class PlainGrpc : IAsyncLifetime, IAsyncDisposable
 
     public int Port { get; private set; }
 
-    public async ValueTask InitializeAsync()
+    public async ValueTask InitializeAsync() => (app, Port) = await ServeAsync(services => services.AddGrpc(), app =>
+    {
+        app.MapGrpcService<Calculator>();
+        app.MapGrpcService<Greeter>();
+    });
+
+    /// <summary>Starts a server of grpc-dotnet in this process, at a free port.</summary>
+    internal static async Task<(WebApplication App, int Port)> ServeAsync(Action<IServiceCollection> services, Action<WebApplication> map)
     {
         var builder = WebApplication.CreateEmptyBuilder(new());
         builder.WebHost.UseKestrelCore().ConfigureKestrel(kestrel => kestrel.Listen(IPAddress.Loopback, 0, listen => listen.Protocols = HttpProtocols.Http2));
-        builder.Services.AddGrpc();
-        app = builder.Build();
-        app.MapGrpcService<Calculator>();
-        app.MapGrpcService<Greeter>();
+        services(builder.Services);
+        var app = builder.Build();
+        map(app);
         await app.StartAsync();
-        Port = new Uri(app.Services.GetRequiredService<IServer>().Features.Get<IServerAddressesFeature>()!.Addresses.Single()).Port;
+        return (app, new Uri(app.Services.GetRequiredService<IServer>().Features.Get<IServerAddressesFeature>()!.Addresses.Single()).Port);
     }
 
     public ValueTask DisposeAsync() => app.DisposeAsync();
