@@ -836,7 +836,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
     /// <summary>A message's prefix: whether it is compressed, in one byte, and its length in four (grpc/doc/PROTOCOL-HTTP2.md).</summary>
     const int PrefixSize = 5;
 
-    /// <summary>So many bytes are enough for a flush. What is much larger is left to the library.</summary>
+    /// <summary>So many bytes are enough for a flush. What is larger is left to the library.</summary>
     public const int Full = 32 * 1024;
 
     public override async Task DuplexStreamingServerHandler<TRequest, TResponse>(IAsyncStreamReader<TRequest> requests,
@@ -845,8 +845,9 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         var http = context.GetHttpContext();
         var method = (Method<TRequest, TResponse>)http.GetEndpoint()!.Metadata.GetMetadata<GrpcMethodMetadata>()!.Method;
         var stop = context.CancellationToken;
-        var reader = new Reader<TRequest>(http.Request.BodyReader, requests, For(method.RequestMarshaller), stop, endIsAll: true);
-        var writer = new ServerWriter<TResponse>(http.Response.BodyWriter, () => reader.HasMore, For(method.ResponseMarshaller), stop);
+        var reader = new Reader<TRequest>(() => http.Request.BodyReader, requests, For(method.RequestMarshaller), stop, endIsAll: true);
+        var writer = new ServerWriter<TResponse>(
+            () => http.Response.BodyWriter, () => reader.HasMore, responses, For(method.ResponseMarshaller), stop);
         reader.BeforeWait = writer.FlushAsync;
         try
         {
@@ -864,15 +865,12 @@ sealed class Adapter(params object[] marshallers) : Interceptor
     public override AsyncDuplexStreamingCall<TRequest, TResponse> AsyncDuplexStreamingCall<TRequest, TResponse>(
         ClientInterceptorContext<TRequest, TResponse> context, AsyncDuplexStreamingCallContinuation<TRequest, TResponse> continuation)
     {
-        var bodies = new Bodies();
-        Handler.Calling.Value = bodies;
+        var bodies = Bodies.OfCall.Value = new();
         var call = continuation(context);
-        Handler.Calling.Value = null;
-        // Not all calls that fail get to the handler.
-        _ = call.ResponseHeadersAsync.ContinueWith(headers => bodies.Fail(headers.Exception), TaskContinuationOptions.NotOnRanToCompletion);
+        Bodies.OfCall.Value = null;
         var (method, stop) = (context.Method, context.Options.CancellationToken);
-        var writer = new ClientWriter<TRequest>(bodies.Request.Task, call.RequestStream, For(method.RequestMarshaller));
-        var reader = new Reader<TResponse>(bodies.Responses, call.ResponseStream, For(method.ResponseMarshaller), stop, endIsAll: false);
+        var writer = new Writer<TRequest>(() => bodies.Request, () => false, call.RequestStream, For(method.RequestMarshaller), default);
+        var reader = new Reader<TResponse>(() => bodies.Response, call.ResponseStream, For(method.ResponseMarshaller), stop, endIsAll: false);
         return new(writer, reader, call.ResponseHeadersAsync, call.GetStatus, call.GetTrailers, () =>
         {
             bodies.End();
@@ -883,16 +881,17 @@ sealed class Adapter(params object[] marshallers) : Interceptor
     Marshaller<T> For<T>(Marshaller<T> own) => marshallers.OfType<Marshaller<T>>().FirstOrDefault(own);
 
     /// <summary>Takes messages out of a pipe that the library's stream of the same messages reads as well.</summary>
+    /// <param name="pipe">Null until there is one: what comes first is the library's then.</param>
     /// <param name="endIsAll">Whether nothing follows the end of the pipe, as a status does for a client.</param>
     public sealed class Reader<T>(
-        PipeReader pipe, IAsyncStreamReader<T> library, Marshaller<T> marshaller, CancellationToken stop, bool endIsAll)
+        Func<PipeReader?> pipe, IAsyncStreamReader<T> library, Marshaller<T> marshaller, CancellationToken stop, bool endIsAll)
         : DeserializationContext, IAsyncStreamReader<T> where T : class
     {
-        // What the last read gave, and its front in one piece, of which so much has been taken; the message behind it has this size.
+        // What the last read gave, and a copy of its front, of which so much has been taken; the message behind it has this size.
+        PipeReader? reading;
         ReadOnlySequence<byte> arrived;
-        ArraySegment<byte> front = [];
+        byte[] front = [];
         int taken, size;
-        bool isReading;
 
         public T Current { get; private set; } = null!;
 
@@ -902,23 +901,28 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         /// <summary>Called before anything is waited for.</summary>
         public Func<Task> BeforeWait { get; set; } = () => Task.CompletedTask;
 
-        /// <summary>Reads the next message. What has arrived already is read even when the call has been cancelled.</summary>
-        public Task<bool> MoveNext(CancellationToken cancel) => TryTake() ? Task.FromResult(true) : ReadAsync(cancel);
-
         /// <summary>Whether one more message has come already, or its first bytes.</summary>
         public bool HasMore => taken < arrived.Length;
 
+        /// <summary>Reads the next message. What has arrived already is read even when the call has been cancelled.</summary>
+        public Task<bool> MoveNext(CancellationToken cancel) => TryTake() ? Task.FromResult(true) : ReadAsync(cancel);
+
+        // Takes the next message where it is whole, not compressed and not malformed: any other is for the library to meet.
         bool TryTake()
         {
-            if (!IsWhole(front.AsSpan(taken)) && !TryJoin())
+            var bytes = front.AsSpan(taken);
+            if (bytes.Length < PrefixSize || bytes[0] != 0)
                 return false;
+            var length = BinaryPrimitives.ReadUInt32BigEndian(bytes[1..]);
+            if (length > bytes.Length - PrefixSize)
+                return false;
+            size = PrefixSize + (int)length;
             try
             {
                 Current = marshaller.ContextualDeserializer(this);
             }
             catch (Exception)
             {
-                // A malformed message: the library meets it next, and says what it is.
                 return false;
             }
             taken += size;
@@ -926,47 +930,17 @@ sealed class Adapter(params object[] marshallers) : Interceptor
             return true;
         }
 
-        // Whether bytes begin with a whole message that is not compressed; sets its size with its prefix.
-        bool IsWhole(ReadOnlySpan<byte> bytes)
-        {
-            size = int.MaxValue;
-            if (bytes.Length >= PrefixSize && bytes[0] == 0 && BinaryPrimitives.ReadUInt32BigEndian(bytes[1..]) is <= Full and var length)
-                size = PrefixSize + (int)length;
-            return size <= bytes.Length;
-        }
-
-        // Goes on to the next piece of the pipe's memory; a message across two pieces is put together.
-        bool TryJoin()
-        {
-            arrived = arrived.Slice(taken);
-            SetFront(arrived);
-            if (IsWhole(front) || arrived.IsSingleSegment || arrived.Length < PrefixSize)
-                return size <= front.Count;
-            IsWhole(arrived.Slice(0, PrefixSize).ToArray());
-            if (size <= arrived.Length)
-                front = arrived.Slice(0, size).ToArray();
-            return size <= front.Count;
-        }
-
-        void SetFront(ReadOnlySequence<byte> bytes) =>
-            (front, taken) = (MemoryMarshal.TryGetArray(bytes.First, out var array) ? array : bytes.First.ToArray(), 0);
-
         async Task<bool> ReadAsync(CancellationToken cancel)
         {
             Current = null!;
             Release();
             try
             {
-                if (!pipe.TryRead(out var read))
-                {
-                    await BeforeWait();
-                    var reading = pipe.ReadAsync(CancellationToken.None);
-                    using var stopped = reading.IsCompleted ? default : stop.UnsafeRegister(Cancel, pipe);
-                    using var cancelled = reading.IsCompleted ? default : cancel.UnsafeRegister(Cancel, pipe);
-                    read = await reading;
-                }
-                (arrived, isReading) = (read.Buffer, true);
-                SetFront(arrived);
+                var open = pipe();
+                var read = open is null ? default : await ReadAsync(open, cancel);
+                (reading, arrived) = (open, read.Buffer);
+                // A copy, as the pipe's pieces are small and messages lie across them.
+                front = arrived.Slice(0, Math.Min(arrived.Length, PrefixSize + Full)).ToArray();
                 if (TryTake())
                     return true;
                 Release();
@@ -987,6 +961,18 @@ sealed class Adapter(params object[] marshallers) : Interceptor
             Current = library.Current;
             Count++;
             return true;
+        }
+
+        // A cancellation ends the wait, but not before what has arrived is read.
+        async ValueTask<ReadResult> ReadAsync(PipeReader open, CancellationToken cancel)
+        {
+            if (open.TryRead(out var read))
+                return read;
+            await BeforeWait();
+            var reading = open.ReadAsync(CancellationToken.None);
+            using var stopped = reading.IsCompleted ? default : stop.UnsafeRegister(Cancel, open);
+            using var cancelled = reading.IsCompleted ? default : cancel.UnsafeRegister(Cancel, open);
+            return await reading;
 
             static void Cancel(object? pipe) => ((PipeReader)pipe!).CancelPendingRead();
         }
@@ -994,25 +980,24 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         /// <summary>Gives the pipe back what has been taken: an idle stream holds no memory of it.</summary>
         public void Release()
         {
-            if (isReading)
-                pipe.AdvanceTo(arrived.GetPosition(taken));
-            (arrived, front, taken, isReading) = (default, [], 0, false);
+            reading?.AdvanceTo(arrived.GetPosition(taken));
+            (reading, arrived, front, taken) = (null, default, [], 0);
         }
 
         public override int PayloadLength => size - PrefixSize;
         public override byte[] PayloadAsNewBuffer() => PayloadAsReadOnlySequence().ToArray();
-
-        public override ReadOnlySequence<byte> PayloadAsReadOnlySequence() =>
-            new(front.Array!, front.Offset + taken + PrefixSize, PayloadLength);
+        public override ReadOnlySequence<byte> PayloadAsReadOnlySequence() => new(front, taken + PrefixSize, PayloadLength);
     }
 
-    /// <summary>Gathers messages as they lie on the wire.</summary>
-    public abstract class Writer<T>(Marshaller<T> marshaller) : SerializationContext, IBufferWriter<byte>, IAsyncStreamWriter<T>
-        where T : class
+    /// <summary>Gathers messages, and sends them when no more is sure to follow at once.</summary>
+    /// <param name="pipe">Null until there is one: the library sends the first message then, and opens the stream with it.</param>
+    /// <param name="hasMore">Whether its user goes on without having to wait; or says so, in gRPC's words, with BufferHint.</param>
+    public class Writer<T>(
+        Func<PipeWriter?> pipe, Func<bool> hasMore, IAsyncStreamWriter<T> library, Marshaller<T> marshaller, CancellationToken stop)
+        : IClientStreamWriter<T> where T : class
     {
-        // From the pool, small at first, and given back at each flush: an idle stream holds no memory.
-        byte[] buffer = [];
-        int end, at;
+        readonly Gathered gathered = new();
+        bool isOpen, hasFlushed;
 
         public WriteOptions? WriteOptions { get; set; }
 
@@ -1020,24 +1005,77 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         public long Count { get; private set; }
 
         /// <summary>Whether there is something to flush.</summary>
-        public bool HasGathered => end > 0;
-
-        protected ReadOnlyMemory<byte> Gathered => buffer.AsMemory(0, end);
-
-        /// <summary>Whether what has been gathered may stay for now, as more is sure to follow.</summary>
-        protected abstract bool MayWait { get; }
-
-        /// <summary>Sends what has been gathered.</summary>
-        public abstract Task FlushAsync();
+        public bool HasGathered => gathered.Size > 0;
 
         public Task WriteAsync(T message, CancellationToken cancel) =>
             cancel.IsCancellationRequested ? Task.FromCanceled(cancel) : WriteAsync(message);
 
         public virtual Task WriteAsync(T message)
         {
-            at = end + PrefixSize;
-            marshaller.ContextualSerializer(message, this);
-            return end < Full && MayWait ? Task.CompletedTask : FlushAsync();
+            isOpen = isOpen || pipe() is not null;
+            if (!isOpen)
+                return library.WriteAsync(message);
+            gathered.Begin();
+            marshaller.ContextualSerializer(message, gathered);
+            Count++;
+            var isHinted = WriteOptions is { } options && (options.Flags & WriteFlags.BufferHint) != 0;
+            return gathered.Size < Full && (isHinted || hasMore()) ? Task.CompletedTask : FlushAsync();
+        }
+
+        /// <summary>Sends what has been gathered, and the first time the headers as well.</summary>
+        public virtual Task FlushAsync()
+        {
+            if (pipe() is not { } open || hasFlushed && !HasGathered)
+                return Task.CompletedTask;
+            hasFlushed = true;
+            // Only the wait is stopped: Kestrel aborts a stream whose flush is cancelled.
+            var flushing = HasGathered ? open.WriteAsync(gathered.Take(), CancellationToken.None) : open.FlushAsync(CancellationToken.None);
+            return stop.IsCancellationRequested ? Task.FromCanceled(stop) : flushing.AsTask().WaitAsync(stop);
+        }
+
+        public async Task CompleteAsync()
+        {
+            await FlushAsync();
+            await ((IClientStreamWriter<T>)library).CompleteAsync();
+        }
+    }
+
+    // A handler that writes while it reads has two who flush.
+    sealed class ServerWriter<T>(
+        Func<PipeWriter?> pipe, Func<bool> hasMore, IAsyncStreamWriter<T> library, Marshaller<T> marshaller, CancellationToken stop)
+        : Writer<T>(pipe, hasMore, library, marshaller, stop), IServerStreamWriter<T> where T : class
+    {
+        readonly Lock writing = new();
+
+        public override Task WriteAsync(T message)
+        {
+            lock (writing)
+                return base.WriteAsync(message);
+        }
+
+        public override Task FlushAsync()
+        {
+            lock (writing)
+                return base.FlushAsync();
+        }
+    }
+
+    /// <summary>Messages as they lie on the wire, and behind them the one that is being serialized.</summary>
+    sealed class Gathered : SerializationContext, IBufferWriter<byte>
+    {
+        byte[] buffer = [];
+        int end, at, usual;
+
+        public int Size => end;
+
+        public void Begin() => at = end + PrefixSize;
+
+        /// <summary>Gives all away: an idle stream holds no memory.</summary>
+        public ReadOnlyMemory<byte> Take()
+        {
+            var all = buffer.AsMemory(0, end);
+            (buffer, usual, end) = ([], end, 0);
+            return all;
         }
 
         public override IBufferWriter<byte> GetBufferWriter() => this;
@@ -1048,7 +1086,6 @@ sealed class Adapter(params object[] marshallers) : Interceptor
             buffer[end] = 0;
             BinaryPrimitives.WriteInt32BigEndian(buffer.AsSpan(end + 1), at - end - PrefixSize);
             end = at;
-            Count++;
         }
 
         public override void Complete(byte[] payload)
@@ -1068,81 +1105,8 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         public Span<byte> GetSpan(int sizeHint)
         {
             if (buffer.Length - at <= sizeHint)
-            {
-                var larger = ArrayPool<byte>.Shared.Rent(Math.Max(2 * buffer.Length, at + sizeHint + 256));
-                buffer.AsSpan(0, Math.Min(at, buffer.Length)).CopyTo(larger);
-                Return();
-                buffer = larger;
-            }
+                Array.Resize(ref buffer, Math.Max(Math.Max(2 * buffer.Length, usual), at + sizeHint) + 64);
             return buffer.AsSpan(at);
-        }
-
-        /// <summary>Lets go of what has been flushed.</summary>
-        protected void Clear(bool hasBeenCopied)
-        {
-            if (hasBeenCopied)
-                Return();
-            (buffer, end) = ([], 0);
-        }
-
-        void Return()
-        {
-            if (buffer.Length > 0)
-                ArrayPool<byte>.Shared.Return(buffer);
-        }
-    }
-
-    // A handler that does something else between two reads must not hold answers back: they wait only where one more request
-    // has come, which it reads next.
-    sealed class ServerWriter<T>(PipeWriter pipe, Func<bool> hasMore, Marshaller<T> marshaller, CancellationToken stop)
-        : Writer<T>(marshaller), IServerStreamWriter<T> where T : class
-    {
-        bool hasFlushed;
-
-        protected override bool MayWait => hasMore();
-
-        // A handler may write while it reads, which flushes as well.
-        public override Task WriteAsync(T message)
-        {
-            lock (pipe)
-                return base.WriteAsync(message);
-        }
-
-        // The first time the headers leave as well. Only the wait is stopped: Kestrel aborts a stream whose flush is cancelled.
-        public override Task FlushAsync()
-        {
-            lock (pipe)
-            {
-                if (hasFlushed && !HasGathered)
-                    return Task.CompletedTask;
-                hasFlushed = true;
-                var flushing = HasGathered ? pipe.WriteAsync(Gathered, CancellationToken.None) : pipe.FlushAsync(CancellationToken.None);
-                Clear(hasBeenCopied: flushing.IsCompletedSuccessfully);
-                if (!flushing.IsCompletedSuccessfully)
-                    return flushing.AsTask().WaitAsync(stop);
-                return stop.IsCancellationRequested ? Task.FromCanceled(stop) : Task.CompletedTask;
-            }
-        }
-    }
-
-    // What is written may wait when its writer says so, in gRPC's words.
-    sealed class ClientWriter<T>(Task<Stream> requests, IClientStreamWriter<T> library, Marshaller<T> marshaller)
-        : Writer<T>(marshaller), IClientStreamWriter<T> where T : class
-    {
-        protected override bool MayWait => WriteOptions is { } options && (options.Flags & WriteFlags.BufferHint) != 0;
-
-        public override async Task FlushAsync()
-        {
-            var stream = await requests;
-            await stream.WriteAsync(Gathered);
-            Clear(hasBeenCopied: true);
-            await stream.FlushAsync();
-        }
-
-        public async Task CompleteAsync()
-        {
-            await FlushAsync();
-            await library.CompleteAsync();
         }
     }
 
@@ -1150,42 +1114,21 @@ sealed class Adapter(params object[] marshallers) : Interceptor
     /// <param name="took">Told how many bytes of a response's body have been taken.</param>
     public sealed class Handler(HttpMessageHandler inner, Action<int> took) : DelegatingHandler(inner)
     {
-        internal static readonly AsyncLocal<Bodies?> Calling = new();
-
         protected override async Task<HttpResponseMessage> SendAsync(HttpRequestMessage request, CancellationToken cancel)
         {
-            if (Calling.Value is not { } bodies)
+            if (Bodies.OfCall.Value is not { } bodies)
                 return await base.SendAsync(request, cancel);
-            var library = request.Content!;
-            request.Content = WithHeaders(library.Headers, new RequestContent(WriteAsync));
+            bodies.Library = request.Content!;
+            request.Content = WithHeaders(bodies.Library.Headers, bodies);
             // Not the library's token: at a deadline it would drop answers that have arrived. The call's end ends it.
             var response = await base.SendAsync(request, bodies.Ended.Token);
             // What is not gRPC is for the library to refuse.
             if (response.Content.Headers.ContentType?.MediaType?.Split('+')[0] != "application/grpc")
-            {
-                bodies.Response.TrySetResult(Stream.Null);
                 return response;
-            }
-            bodies.Took = took;
-            bodies.Response.TrySetResult(await response.Content.ReadAsStreamAsync(CancellationToken.None));
-            response.Content = WithHeaders(response.Content.Headers, new StreamContent(bodies.Responses.AsStream(leaveOpen: true)));
+            var body = new Counted(await response.Content.ReadAsStreamAsync(CancellationToken.None), took);
+            bodies.Response = PipeReader.Create(body, new(bufferSize: 2 * Full));
+            response.Content = WithHeaders(response.Content.Headers, new StreamContent(bodies.Response.AsStream(leaveOpen: true)));
             return response;
-
-            async Task WriteAsync(Stream stream)
-            {
-                // SocketsHttpHandler tries a refused stream again; but what was written for it is gone.
-                if (!bodies.Request.TrySetResult(stream))
-                    throw new IOException("the server refused the stream");
-                try
-                {
-                    await library.CopyToAsync(stream).WaitAsync(bodies.Ended.Token);
-                }
-                catch
-                {
-                    // Ended now, the request would take the answers with it that have arrived and are still to be read.
-                    await Task.Delay(Timeout.Infinite, bodies.Ended.Token);
-                }
-            }
         }
 
         static HttpContent WithHeaders(HttpContentHeaders headers, HttpContent content)
@@ -1194,52 +1137,58 @@ sealed class Adapter(params object[] marshallers) : Interceptor
                 content.Headers.TryAddWithoutValidation(name, values);
             return content;
         }
-
-        sealed class RequestContent(Func<Stream, Task> write) : HttpContent
-        {
-            protected override Task SerializeToStreamAsync(Stream stream, TransportContext? context) => write(stream);
-
-            protected override bool TryComputeLength(out long length)
-            {
-                length = -1;
-                return false;
-            }
-        }
     }
 
-    // The two bodies of a client's call, before and after they are there. As a stream it is the response's.
-    internal sealed class Bodies : TransportStream
+    // The two bodies of a client's call: as the request's content it learns where that goes to.
+    sealed class Bodies : HttpContent
     {
-        public readonly TaskCompletionSource<Stream> Request = new(TaskCreationOptions.RunContinuationsAsynchronously);
-        public readonly TaskCompletionSource<Stream> Response = new(TaskCreationOptions.RunContinuationsAsynchronously);
+        public static readonly AsyncLocal<Bodies?> OfCall = new();
         public readonly CancellationTokenSource Ended = new();
-        public readonly PipeReader Responses;
+        public HttpContent Library = null!;
+        public PipeWriter? Request;
+        public PipeReader? Response;
 
-        public Bodies() => Responses = PipeReader.Create(this, new(bufferSize: 2 * Full));
-
-        public Action<int> Took { get; set; } = _ => { };
-
-        public override async ValueTask<int> ReadAsync(Memory<byte> into, CancellationToken cancel = default)
+        protected override async Task SerializeToStreamAsync(Stream stream, TransportContext? context)
         {
-            var body = await Response.Task.WaitAsync(cancel);
-            var count = await body.ReadAsync(into, cancel);
-            Took(count);
-            return count;
+            // SocketsHttpHandler tries a refused stream again; but what was written for it is gone.
+            if (Request is not null)
+                throw new IOException("the server refused the stream");
+            Request = PipeWriter.Create(stream);
+            try
+            {
+                await Library.CopyToAsync(stream).WaitAsync(Ended.Token);
+            }
+            catch
+            {
+                // Ended now, the request would take the answers with it that have arrived and are still to be read.
+                await Task.Delay(Timeout.Infinite, Ended.Token);
+            }
         }
 
-        public void Fail(Exception? e)
+        protected override bool TryComputeLength(out long length)
         {
-            Request.TrySetException(e?.InnerException ?? new OperationCanceledException());
-            Response.TrySetException(e?.InnerException ?? new OperationCanceledException());
+            length = -1;
+            return false;
         }
 
         // With a reset where the call has not ended.
         public void End()
         {
             Ended.Cancel();
-            if (Response.Task.IsCompletedSuccessfully)
-                Response.Task.Result.Dispose();
+            Response?.Complete();
         }
+    }
+
+    sealed class Counted(Stream body, Action<int> took) : TransportStream
+    {
+        public override async ValueTask<int> ReadAsync(Memory<byte> into, CancellationToken cancel = default)
+        {
+            var count = await body.ReadAsync(into, cancel);
+            took(count);
+            return count;
+        }
+
+        protected override void Dispose(bool disposing) => body.Dispose();
     }
 }
 
