@@ -538,39 +538,33 @@ sealed class NumberInput : TextInput<FindMaximumRequest>
     // Leading zeros are fine, but not without end: a token must fit in memory to be parsed.
     const int MaxLength = 4096;
 
-    // What some editors put before text, and `cat` leaves in its middle.
-    static ReadOnlySpan<byte> ByteOrderMark => "\uFEFF"u8;
-
     protected override FindMaximumRequest? Take(ref ReadOnlySpan<byte> text)
     {
-        var at = 0;
-        for (; at < text.Length && (IsSeparator(text[at]) || text[at..].StartsWith(ByteOrderMark)); at++)
-            if (text[at] == '\n')
-                Line++;
-            else if (text[at] == ByteOrderMark[0])
-                at += ByteOrderMark.Length - 1;
-        var rest = text[at..];
-        text = rest;
-        var isNumber = Utf8Parser.TryParse(rest, out long number, out var length);
-        var isWhole = isNumber && length < rest.Length && (IsSeparator(rest[length]) || rest[length..].StartsWith(ByteOrderMark));
-        if (!isWhole || length > MaxLength)
+        for (var size = Separator(text); size > 0; size = Separator(text))
         {
-            var end = 0;
-            while (end < rest.Length && !IsSeparator(rest[end]))
-                end++;
-            if (end == 0 || end == rest.Length && !Ended && end <= MaxLength)
-                return null;
-            if (!isNumber || length < end || end > MaxLength)
-            {
-                Fault = ($"\"{Excerpt(rest[..end])}\" is not an integer from {long.MinValue} to {long.MaxValue}", end);
-                return null;
-            }
+            if (text[0] == '\n')
+                Line++;
+            text = text[size..];
         }
-        text = rest[length..];
+        var isNumber = Utf8Parser.TryParse(text, out long number, out var length);
+        var end = length;
+        while (end < text.Length && Separator(text[end..]) == 0)
+            end++;
+        if (end == 0 || end == text.Length && !Ended && end <= MaxLength)
+            return null;
+        if (!isNumber || length < end || end > MaxLength)
+        {
+            Fault = ($"\"{Excerpt(text[..end])}\" is not an integer from {long.MinValue} to {long.MaxValue}", end);
+            return null;
+        }
+        text = text[end..];
         return new() { Number = number };
     }
 
-    static bool IsSeparator(byte b) => b is (byte)' ' or (byte)',' or (>= (byte)'\t' and <= (byte)'\r');
+    // The length of the separator that a text begins with, or 0. A byte order mark is one: some editors put it before text, and
+    // `cat` leaves it in its middle.
+    static int Separator(ReadOnlySpan<byte> text) =>
+        text is [(byte)' ' or (byte)',' or (>= (byte)'\t' and <= (byte)'\r'), ..] ? 1 : text is [0xEF, 0xBB, 0xBF, ..] ? 3 : 0;
 }
 
 /// <summary>Names, one a line, as requests: the first word is the first name, the rest the last name.</summary>
@@ -846,7 +840,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         var method = (Method<TRequest, TResponse>)http.GetEndpoint()!.Metadata.GetMetadata<GrpcMethodMetadata>()!.Method;
         var stop = context.CancellationToken;
         var reader = new Reader<TRequest>(() => http.Request.BodyReader, requests, For(method.RequestMarshaller), stop, endIsAll: true);
-        var writer = new ServerWriter<TResponse>(
+        var writer = new Writer<TResponse>(
             () => http.Response.BodyWriter, () => reader.HasMore, responses, For(method.ResponseMarshaller), stop);
         reader.BeforeWait = writer.FlushAsync;
         try
@@ -868,9 +862,10 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         var bodies = Bodies.OfCall.Value = new();
         var call = continuation(context);
         Bodies.OfCall.Value = null;
-        var (method, stop) = (context.Method, context.Options.CancellationToken);
-        var writer = new Writer<TRequest>(() => bodies.Request, () => false, call.RequestStream, For(method.RequestMarshaller), default);
-        var reader = new Reader<TResponse>(() => bodies.Response, call.ResponseStream, For(method.ResponseMarshaller), stop, endIsAll: false);
+        var (requests, responses) = (For(context.Method.RequestMarshaller), For(context.Method.ResponseMarshaller));
+        var writer = new Writer<TRequest>(() => bodies.Request, () => false, call.RequestStream, requests, stop: default);
+        var reader = new Reader<TResponse>(
+            () => bodies.Response, call.ResponseStream, responses, context.Options.CancellationToken, endIsAll: false);
         return new(writer, reader, call.ResponseHeadersAsync, call.GetStatus, call.GetTrailers, () =>
         {
             bodies.End();
@@ -992,11 +987,13 @@ sealed class Adapter(params object[] marshallers) : Interceptor
     /// <summary>Gathers messages, and sends them when no more is sure to follow at once.</summary>
     /// <param name="pipe">Null until there is one: the library sends the first message then, and opens the stream with it.</param>
     /// <param name="hasMore">Whether its user goes on without having to wait; or says so, in gRPC's words, with BufferHint.</param>
-    public class Writer<T>(
+    public sealed class Writer<T>(
         Func<PipeWriter?> pipe, Func<bool> hasMore, IAsyncStreamWriter<T> library, Marshaller<T> marshaller, CancellationToken stop)
-        : IClientStreamWriter<T> where T : class
+        : IServerStreamWriter<T>, IClientStreamWriter<T> where T : class
     {
         readonly Gathered gathered = new();
+        // A handler that writes while it reads has two who flush.
+        readonly Lock writing = new();
         bool isOpen, hasFlushed;
 
         public WriteOptions? WriteOptions { get; set; }
@@ -1010,53 +1007,39 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         public Task WriteAsync(T message, CancellationToken cancel) =>
             cancel.IsCancellationRequested ? Task.FromCanceled(cancel) : WriteAsync(message);
 
-        public virtual Task WriteAsync(T message)
+        public Task WriteAsync(T message)
         {
             isOpen = isOpen || pipe() is not null;
             if (!isOpen)
                 return library.WriteAsync(message);
-            gathered.Begin();
-            marshaller.ContextualSerializer(message, gathered);
-            Count++;
-            var isHinted = WriteOptions is { } options && (options.Flags & WriteFlags.BufferHint) != 0;
-            return gathered.Size < Full && (isHinted || hasMore()) ? Task.CompletedTask : FlushAsync();
+            lock (writing)
+            {
+                gathered.Begin();
+                marshaller.ContextualSerializer(message, gathered);
+                Count++;
+                var isHinted = WriteOptions is { } options && (options.Flags & WriteFlags.BufferHint) != 0;
+                return gathered.Size < Full && (isHinted || hasMore()) ? Task.CompletedTask : FlushAsync();
+            }
         }
 
         /// <summary>Sends what has been gathered, and the first time the headers as well.</summary>
-        public virtual Task FlushAsync()
+        public Task FlushAsync()
         {
-            if (pipe() is not { } open || hasFlushed && !HasGathered)
-                return Task.CompletedTask;
-            hasFlushed = true;
-            // Only the wait is stopped: Kestrel aborts a stream whose flush is cancelled.
-            var flushing = HasGathered ? open.WriteAsync(gathered.Take(), CancellationToken.None) : open.FlushAsync(CancellationToken.None);
-            return stop.IsCancellationRequested ? Task.FromCanceled(stop) : flushing.AsTask().WaitAsync(stop);
+            lock (writing)
+            {
+                if (pipe() is not { } open || hasFlushed && !HasGathered)
+                    return Task.CompletedTask;
+                hasFlushed = true;
+                // Only the wait is stopped: Kestrel aborts a stream whose flush is cancelled.
+                var flushing = HasGathered ? open.WriteAsync(gathered.Take(), default) : open.FlushAsync(default);
+                return stop.IsCancellationRequested ? Task.FromCanceled(stop) : flushing.AsTask().WaitAsync(stop);
+            }
         }
 
         public async Task CompleteAsync()
         {
             await FlushAsync();
             await ((IClientStreamWriter<T>)library).CompleteAsync();
-        }
-    }
-
-    // A handler that writes while it reads has two who flush.
-    sealed class ServerWriter<T>(
-        Func<PipeWriter?> pipe, Func<bool> hasMore, IAsyncStreamWriter<T> library, Marshaller<T> marshaller, CancellationToken stop)
-        : Writer<T>(pipe, hasMore, library, marshaller, stop), IServerStreamWriter<T> where T : class
-    {
-        readonly Lock writing = new();
-
-        public override Task WriteAsync(T message)
-        {
-            lock (writing)
-                return base.WriteAsync(message);
-        }
-
-        public override Task FlushAsync()
-        {
-            lock (writing)
-                return base.FlushAsync();
         }
     }
 
@@ -1119,23 +1102,18 @@ sealed class Adapter(params object[] marshallers) : Interceptor
             if (Bodies.OfCall.Value is not { } bodies)
                 return await base.SendAsync(request, cancel);
             bodies.Library = request.Content!;
-            request.Content = WithHeaders(bodies.Library.Headers, bodies);
+            request.Content = bodies;
+            request.Content.Headers.ContentType = bodies.Library.Headers.ContentType;
             // Not the library's token: at a deadline it would drop answers that have arrived. The call's end ends it.
             var response = await base.SendAsync(request, bodies.Ended.Token);
             // What is not gRPC is for the library to refuse.
-            if (response.Content.Headers.ContentType?.MediaType?.Split('+')[0] != "application/grpc")
+            var type = response.Content.Headers.ContentType;
+            if (type?.MediaType?.Split('+')[0] != "application/grpc")
                 return response;
             var body = new Counted(await response.Content.ReadAsStreamAsync(CancellationToken.None), took);
             bodies.Response = PipeReader.Create(body, new(bufferSize: 2 * Full));
-            response.Content = WithHeaders(response.Content.Headers, new StreamContent(bodies.Response.AsStream(leaveOpen: true)));
+            response.Content = new StreamContent(bodies.Response.AsStream(leaveOpen: true)) { Headers = { ContentType = type } };
             return response;
-        }
-
-        static HttpContent WithHeaders(HttpContentHeaders headers, HttpContent content)
-        {
-            foreach (var (name, values) in headers.NonValidated)
-                content.Headers.TryAddWithoutValidation(name, values);
-            return content;
         }
     }
 
@@ -1902,14 +1880,10 @@ static class Tls
 // The client
 // ---------------------------------------------------------------------------------------------
 
-/// <summary>What is asked of a call.</summary>
-/// <param name="Deadline">How long it may take.</param>
-/// <param name="WaitForReady">Whether a connection that fails is tried again until the deadline.</param>
+/// <summary>What is asked of a call, as the options have it.</summary>
 /// <param name="ReadsInput">Whether its messages come from stdin.</param>
 /// <param name="MayServeItself">Whether a server in this process answers when nobody else does.</param>
-/// <param name="Trust">Whom the server's certificate must come from; null for whom the system trusts.</param>
-/// <param name="Certificate">This client's certificate.</param>
-/// <param name="Insecure">Whether the server's certificate need not be verified.</param>
+/// <param name="Trust">Null for whom the system trusts.</param>
 sealed record CallSettings(
     Endpoint Endpoint, (string Service, string Name) Method, Metadata Metadata, TimeSpan? Deadline, bool WaitForReady, bool ReadsInput,
     bool MayServeItself, X509Certificate2Collection? Trust, SslStreamCertificateContext? Certificate, bool Insecure);
@@ -1964,7 +1938,7 @@ sealed class Client(CallSettings settings, Trace trace)
         var isEnded = ended.Task.IsCompleted;
         // The reset gets a moment to leave, but a peer or a stdout that nobody reads must not hold up the end.
         if (isEnded)
-            await Task.WhenAny(Task.WhenAll(call, gate?.ResetSent ?? Task.CompletedTask), Task.Delay(500));
+            await Task.WhenAny(Task.WhenAll(call, gate?.ResetSent.Task ?? Task.CompletedTask), Task.Delay(500));
         var status = call.IsCompletedSuccessfully ? call.Result.Status : (StatusCode?)null;
         Trace.Note('<', null, response is null ? [] : [response.TrailingHeaders]);
         Trace.End(isEnded ? "this side" : EndedBy(status));
@@ -2525,12 +2499,11 @@ sealed class FrameGate(Stream connection) : TransportStream
 
     readonly BufferedStream received = new(connection, 64 * 1024);
     readonly SemaphoreSlim took = new(0);
-    readonly TaskCompletionSource resetSent = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
-    // From start to end is what the handler has not got yet. It was given so many bytes of the body, and so many the call has read.
+    // From start to end is what the handler has not got yet. Of the body it was given so many bytes that the call has not taken.
     readonly byte[] frame = new byte[HeaderSize + LargestPayload];
     int start, end;
-    long passed, taken;
+    long untaken;
 
     /// <summary>Whether the peer has sent anything, and whether that was HTTP/1.1.</summary>
     public (bool Any, bool IsHttp1) Received { get; private set; }
@@ -2548,12 +2521,12 @@ sealed class FrameGate(Stream connection) : TransportStream
     public string? GoAway { get; private set; }
 
     /// <summary>Completes when this side has reset a stream.</summary>
-    public Task ResetSent => resetSent.Task;
+    public TaskCompletionSource ResetSent { get; } = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
     /// <summary>The call has taken so many bytes of the response's body.</summary>
     public void Took(int count)
     {
-        Interlocked.Add(ref taken, count);
+        Interlocked.Add(ref untaken, -count);
         if (took.CurrentCount == 0)
             took.Release();
     }
@@ -2588,7 +2561,7 @@ sealed class FrameGate(Stream connection) : TransportStream
             throw new EndOfStreamException();
         // Some answer what they do not understand with a page and nothing else.
         Received = (true, Received.IsHttp1 || frame.AsSpan(0, end).StartsWith("HTTP/"u8) || frame[0] == '<');
-        var (size, kind, flags) = (frame[0] << 16 | frame[1] << 8 | frame[2], (Kind)frame[3], frame[4]);
+        var (size, kind, flags) = (SizeOf(frame), (Kind)frame[3], frame[4]);
         if (end < HeaderSize || size > LargestPayload)
             return; // No HTTP/2, which is for the handler to say.
         end += await received.ReadAtLeastAsync(frame.AsMemory(end, size), size, throwOnEndOfStream: false, cancel);
@@ -2596,7 +2569,7 @@ sealed class FrameGate(Stream connection) : TransportStream
         if (end < HeaderSize + size)
             return;
         if (kind == Kind.Data)
-            passed += (flags & Padded) == 0 ? size : size - 1 - frame[HeaderSize];
+            Interlocked.Add(ref untaken, (flags & Padded) == 0 ? size : size - 1 - frame[HeaderSize]);
         // What cannot end the stream, and must not wait for it.
         else if (!(kind == Kind.Ping && size == 8 || kind == Kind.WindowUpdate && size == 4))
             await AllTakenAsync(cancel);
@@ -2620,7 +2593,7 @@ sealed class FrameGate(Stream connection) : TransportStream
 
     async ValueTask AllTakenAsync(CancellationToken cancel)
     {
-        while (Interlocked.Read(ref taken) < passed)
+        while (Interlocked.Read(ref untaken) > 0)
             await took.WaitAsync(cancel);
     }
 
@@ -2635,14 +2608,12 @@ sealed class FrameGate(Stream connection) : TransportStream
             // The connection is gone, and reading will tell: after all that came before.
         }
         // SocketsHttpHandler writes whole frames.
-        for (var frames = bytes; frames.Length >= HeaderSize && !ResetSent.IsCompleted;)
-        {
-            var header = frames.Span;
-            if (header[3] == (byte)Kind.RstStream)
-                resetSent.TrySetResult();
-            frames = frames[Math.Min(frames.Length, HeaderSize + (header[0] << 16 | header[1] << 8 | header[2]))..];
-        }
+        for (; bytes.Length >= HeaderSize; bytes = bytes[Math.Min(bytes.Length, HeaderSize + SizeOf(bytes.Span))..])
+            if (bytes.Span[3] == (byte)Kind.RstStream)
+                ResetSent.TrySetResult();
     }
+
+    static int SizeOf(ReadOnlySpan<byte> header) => header[0] << 16 | header[1] << 8 | header[2];
 
     public override Task FlushAsync(CancellationToken cancel) => connection.FlushAsync(cancel);
 
