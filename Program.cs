@@ -1950,7 +1950,8 @@ sealed class Client(CallSettings settings, Trace trace)
         // Where an answer was only a refusal, the stream never was.
         var isRefusal = response is not null && (!ContentType(response).IsGrpc || One(response.Headers, "grpc-status") is not null);
         var counts = gate is { Received: (true, false) } && !isRefusal ? $" ({Trace.Counts})" : "";
-        throw new Problem(64 + (int)code, $"{NameOf(code)}: {message}{counts}");
+        // A status need not have a message.
+        throw new Problem(64 + (int)code, $"{NameOf(code)}{(message == "" ? "" : ": ")}{message}{counts}");
     }
 
     /// <summary>Ends the call from this side, with an exit code.</summary>
@@ -2002,7 +2003,7 @@ sealed class Client(CallSettings settings, Trace trace)
             }
         }
         catch (Exception e) when (e is OperationCanceledException or RpcException { Status.DebugException: OperationCanceledException }
-            || e is RpcException { StatusCode: StatusCode.DeadlineExceeded } && response is null)
+            || e is RpcException { StatusCode: StatusCode.DeadlineExceeded, Status.Detail: "" })
         {
             return (StatusCode.DeadlineExceeded, gate is null ? $"the deadline has passed, and {Awaited}" : "the deadline has passed");
         }

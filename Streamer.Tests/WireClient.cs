@@ -150,6 +150,14 @@ public class WireClient
         Assert.EndsWith(": as you were\n", result.Error);
     }
 
+    [Theory, InlineData(Status.NotFound, "NOT_FOUND"), InlineData(Status.DeadlineExceeded, "DEADLINE_EXCEEDED: the deadline has passed")]
+    public async Task AStatusNeedsNoMessage(Status status, string told)
+    {
+        var result = await AnswerAsync(stream => [Frame.Headers(stream, ResponseHeaders()), Frame.Headers(stream, [("grpc-status", $"{status:D}")], end: true)]);
+        AssertEnd(status, "", result);
+        Assert.Matches($@"^streamer: {told}{Verbose.Counts}\n\z", result.Error);
+    }
+
     [Fact]
     public async Task ATrailersOnlyOkIsAnEmptyStream() =>
         AssertEnd(Status.Ok, "", await AnswerAsync(stream => [Frame.Headers(stream, TrailersOnly(Status.Ok), end: true)]));
