@@ -7,7 +7,7 @@ namespace Streamer.Tests;
 /// Streamer takes messages out of a stream in batches, past grpc-dotnet. Nobody can tell: any stream, cut into any chunks,
 /// gets the answers and the status from it that a plain grpc-dotnet server or client gives.
 /// </summary>
-public class Adapter(SharedServer streamer, PlainGrpc plain) : IClassFixture<SharedServer>, IClassFixture<PlainGrpc>
+public class Adapter(SharedServer streamer, PlainGrpc plain) : IClassFixture<PlainGrpc>
 {
     /// <param name="What">Each message, in words.</param>
     /// <param name="Body">All of them as they are on the wire.</param>

@@ -1,7 +1,7 @@
 namespace Streamer.Tests;
 
 /// <summary>Every way to say where a server is, and what is told where none is.</summary>
-public class Addresses(SharedServer server) : IClassFixture<SharedServer>
+public class Addresses(SharedServer server)
 {
     static readonly Result One = new(0, "1\n", "");
 

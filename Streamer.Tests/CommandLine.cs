@@ -3,7 +3,7 @@ using System.Runtime.CompilerServices;
 namespace Streamer.Tests;
 
 /// <summary>What a user types, and what comes back.</summary>
-public class CommandLine(SharedServer server) : IClassFixture<SharedServer>
+public class CommandLine(SharedServer server)
 {
     [Fact]
     public async Task Max() => Snapshot.Verify((await Tool.RunAsync("1 5 3 6 2 20\n", "max", "--address", server.Address)).ToString());

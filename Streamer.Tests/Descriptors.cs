@@ -1,7 +1,7 @@
 namespace Streamer.Tests;
 
 /// <summary>Standard descriptors that are closed, full, left by their reader, or made non-blocking by somebody else.</summary>
-public class Descriptors(SharedServer server) : IClassFixture<SharedServer>
+public class Descriptors(SharedServer server)
 {
     const string ClosedStdin = "streamer: stdin: Bad file descriptor\n", ClosedStdout = "streamer: stdout: Bad file descriptor\n", FullStdout = "streamer: stdout: No space left on device\n";
 

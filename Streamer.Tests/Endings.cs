@@ -1,7 +1,7 @@
 namespace Streamer.Tests;
 
 /// <summary>How a process ends: by the signal that ended it, with the exit codes of README, and without a stack trace.</summary>
-public sealed class Endings(SharedServer server) : IClassFixture<SharedServer>
+public sealed class Endings(SharedServer server)
 {
     const string Interrupt = "\u0003", late = "(no answer for .+\n)*";
 

@@ -3,7 +3,7 @@ using System.Text.Json;
 namespace Streamer.Tests;
 
 /// <summary>Other people's gRPC stacks, with Streamer at either end; their scripts are in the folder peers.</summary>
-public class Interop(SharedServer server) : IClassFixture<SharedServer>
+public class Interop(SharedServer server)
 {
     const string Greet = "streaming.GreetService/GreetEveryone", Max = "streaming.CalculatorService/FindMaximum";
     static readonly string[] methods = [Greet, Max, "greet.GreetService/GreetEveryone", "calculator.CalculatorService/FindMaximum"];

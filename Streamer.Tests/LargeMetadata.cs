@@ -6,7 +6,7 @@ using Xunit;
 namespace Streamer.Tests;
 
 /// <summary>Metadata as large as people send it is served; what is larger than a server takes is called so, whatever form its refusal has.</summary>
-public sealed class LargeMetadata(SharedServer server) : IClassFixture<SharedServer>
+public sealed class LargeMetadata(SharedServer server)
 {
     const string TooLarge = "the metadata is larger than ";
 

@@ -1,7 +1,7 @@
 namespace Streamer.Tests;
 
 /// <summary>Many calls on one connection that the server ends while their requests go on, beside a stream that is answered all the while.</summary>
-public class OneConnection(SharedServer server) : IClassFixture<SharedServer>
+public class OneConnection(SharedServer server)
 {
     const int Calls = 1000, AtOnce = 20;
 

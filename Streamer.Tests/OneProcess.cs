@@ -1,4 +1,5 @@
 using System.Collections.Concurrent;
+using System.IO.Pipes;
 using System.Reflection;
 using System.Runtime.InteropServices;
 using System.Runtime.Loader;
@@ -9,30 +10,52 @@ using Streamer.Tests;
 namespace Streamer.Tests
 {
     /// <summary>
-    /// Types lines into bash where `streamer` is the tool, but in a process that many lines share, one after the other: .NET is
-    /// started and compiled once, and the tool loaded anew for each. That loses nothing of what a command line comes to, and costs a
-    /// tenth. A native tool is just started.
+    /// Runs the tool in a process that many command lines share, one after the other: .NET is started and compiled once, and the tool
+    /// loaded anew for each. That loses nothing of what a command line comes to, and costs a tenth. A native tool is just started.
     /// </summary>
-    public sealed class OneProcess : IAsyncDisposable
+    sealed class OneProcess
     {
-        static readonly ConcurrentBag<(Running Process, TempFolder Folder)> idle = [];
+        static readonly ConcurrentBag<OneProcess> idle = [];
         static readonly SemaphoreSlim room = new(Environment.ProcessorCount);
 
+        readonly Running process;
+        readonly TempFolder folder = new();
+        readonly FileStream calls, codes;
+
+        OneProcess(string tool)
+        {
+            (calls, codes) = (Open("call"), Open("code"));
+            // Each call is a client that has never been at its server.
+            process = Running.StartWith([("DOTNET_STARTUP_HOOKS", typeof(OneProcess).Assembly.Location), ("STREAMER_CALLS", folder["."]), ("STREAMER_TOOL", tool),
+                ("DOTNET_SYSTEM_NET_SECURITY_DISABLETLSRESUME", "1")]);
+
+            // Open in both directions, a pipe has no end.
+            FileStream Open(string name) => new(folder.Pipe(name), FileMode.Open, FileAccess.ReadWrite, FileShare.ReadWrite, 1);
+        }
+
+        static bool Pays => Tool.Command.Arguments is [_] && OperatingSystem.IsLinux();
+
+        static OneProcess Take() => idle.TryTake(out var old) ? old : new(Tool.Command.Arguments[0]);
+
+        /// <summary>Types a line into bash, where `streamer` is the tool.</summary>
         internal static async Task<Result> TypeAsync(string line, string address = "")
         {
             (string, string?)[] environment = [("STREAMER_ADDRESS", address)];
-            if (Tool.Command.Arguments is not [var tool] || !OperatingSystem.IsLinux())
+            if (!Pays)
                 return await Tool.TypeAsync(line, environment);
             await room.WaitAsync();
             try
             {
-                var one = idle.TryTake(out var old) ? old : Start(tool);
+                var one = Take();
                 // Bash changes its own descriptors for what it does itself: 7 to 9 stay what the caller's are.
                 const string streamer = """
-                    folder=$1; streamer() { printf '%s\0' $BASHPID "${STREAMER_ADDRESS-}" $# "$@" > $folder/call; read -r code < $folder/code; return $code; } 7<&0 8>&1 9>&2;
+                    folder=$1
+                    streamer() {
+                      printf '%s\0' "${STREAMER_ADDRESS-}" /proc/$BASHPID/fd/{7,8,9} $# "$@" > $folder/call; read -r code rested < $folder/code; [ $rested = True ] || touch $folder/restless; return $code
+                    } 7<&0 8>&1 9>&2
                     """;
-                var result = await Tool.TypeAsync(streamer, [one.Folder["."]], line, environment);
-                idle.Add(one);
+                var result = await Tool.TypeAsync($"{streamer}\n", [one.folder["."]], line, environment);
+                await one.ReturnAsync(!File.Exists(one.folder["restless"]));
                 return result;
             }
             finally
@@ -41,22 +64,97 @@ namespace Streamer.Tests
             }
         }
 
-        static (Running Process, TempFolder Folder) Start(string tool)
+        /// <summary>Runs the tool with all of its input at hand.</summary>
+        internal static async Task<Result> RunAsync(byte[] input, string[] arguments)
         {
-            var folder = new TempFolder();
-            folder.Pipe("call");
-            folder.Pipe("code");
-            return (Running.StartWith([("DOTNET_STARTUP_HOOKS", typeof(OneProcess).Assembly.Location), ("STREAMER_CALLS", folder["."]), ("STREAMER_TOOL", tool)]), folder);
-        }
-
-        public async ValueTask DisposeAsync()
-        {
-            foreach (var (process, folder) in idle)
+            if (!Pays)
             {
-                await process.DisposeAsync();
-                folder.Dispose();
+                await using var tool = Running.Start(arguments);
+                return await tool.EndAsync(input);
+            }
+            var one = Take();
+            using AnonymousPipeServerStream stdin = new(PipeDirection.Out), stdout = new(PipeDirection.In), stderr = new(PipeDirection.In);
+            AnonymousPipeServerStream[] pipes = [stdin, stdout, stderr];
+            string[] call = ["", .. pipes.Select(pipe => $"/proc/{Environment.ProcessId}/fd/{pipe.ClientSafePipeHandle.DangerousGetHandle()}"), $"{arguments.Length}", .. arguments];
+            var end = one.EndAsync();
+            await one.calls.WriteAsync(Encoding.UTF8.GetBytes(string.Concat(call.Select(text => $"{text}\0"))));
+            await one.calls.FlushAsync();
+            var (output, error, feeding) = (ReadAsync(stdout), ReadAsync(stderr), FeedAsync());
+            var (code, rested) = await end.WaitAsync(Tool.Patience);
+            // The tool has let go of the other ends, and so does who held them for it.
+            foreach (var pipe in pipes)
+                pipe.DisposeLocalCopyOfClientHandle();
+            await feeding;
+            await one.ReturnAsync(rested);
+            return new(code, await output, await error);
+
+            async Task FeedAsync()
+            {
+                try
+                {
+                    await stdin.WriteAsync(input);
+                }
+                catch (IOException)
+                {
+                    // It has ended without reading all.
+                }
+                stdin.Dispose();
+            }
+
+            static async Task<string> ReadAsync(Stream stream)
+            {
+                using var reader = new StreamReader(stream, new UTF8Encoding(false), false, -1, leaveOpen: true);
+                return await reader.ReadToEndAsync();
             }
         }
+
+        /// <summary>What a call comes to, and whether another may follow. A signal ends the process for good.</summary>
+        async Task<(int Code, bool Rested)> EndAsync()
+        {
+            var reading = Task.Run(() =>
+            {
+                var text = new StringBuilder();
+                while (codes.ReadByte() is var one && one != '\n')
+                    text.Append((char)one);
+                return text.ToString().Split(' ');
+            });
+            if (await Task.WhenAny(reading, process.Exited) != reading)
+            {
+                // So that the thread does not wait for ever.
+                codes.WriteByte((byte)'\n');
+                return ((await process.EndAsync()).ExitCode, false);
+            }
+            return (int.Parse((await reading)[0]), bool.Parse((await reading)[1]));
+        }
+
+        async Task ReturnAsync(bool rested)
+        {
+            if (rested)
+                idle.Add(this);
+            else
+                await EndProcessAsync();
+        }
+
+        async Task EndProcessAsync()
+        {
+            await process.DisposeAsync();
+            await calls.DisposeAsync();
+            await codes.DisposeAsync();
+            folder.Dispose();
+        }
+
+        /// <summary>Ends all of them.</summary>
+        internal static async Task EndAllAsync()
+        {
+            foreach (var one in idle)
+                await one.EndProcessAsync();
+        }
+    }
+
+    /// <summary>They end when the tests do.</summary>
+    public sealed class OneProcesses : IAsyncDisposable
+    {
+        public async ValueTask DisposeAsync() => await OneProcess.EndAllAsync();
     }
 }
 
@@ -67,12 +165,12 @@ static class StartupHook
     {
         var (folder, tool) = (Environment.GetEnvironmentVariable("STREAMER_CALLS")!, Environment.GetEnvironmentVariable("STREAMER_TOOL")!);
         var input = new FileStream(new SafeFileHandle(dup(0), true), FileAccess.Read);
-        _ = Task.Run(() =>
+        _ = Task.Factory.StartNew(() =>
         {
             // To whom nobody will ever write: it is over when the tests are.
             _ = input.ReadByte();
             Environment.Exit(0);
-        });
+        }, TaskCreationOptions.LongRunning);
         // Who listens to AppDomain.ProcessExit: for each call its end is one.
         var atExit = typeof(AppDomain).GetField("ProcessExit", BindingFlags.Instance | BindingFlags.NonPublic)!;
         // Open in both directions, a pipe has no end.
@@ -80,17 +178,17 @@ static class StartupHook
         using var codes = new FileStream($"{folder}/code", FileMode.Open, FileAccess.ReadWrite, FileShare.ReadWrite, 0);
         while (true)
         {
-            var caller = ReadText();
             Environment.SetEnvironmentVariable("STREAMER_ADDRESS", ReadText());
+            string[] descriptors = [ReadText(), ReadText(), ReadText()];
             var arguments = Enumerable.Range(0, int.Parse(ReadText())).Select(_ => ReadText()).ToArray();
             for (var descriptor = 0; descriptor < 3; descriptor++)
-                Redirect(descriptor, $"/proc/{caller}/fd/{7 + descriptor}");
+                Redirect(descriptor, descriptors[descriptor]);
             atExit.SetValue(AppDomain.CurrentDomain, null);
             var code = new AssemblyLoadContext(null, isCollectible: true).LoadFromAssemblyPath(tool).EntryPoint!.Invoke(null, [arguments]);
             ((EventHandler?)atExit.GetValue(AppDomain.CurrentDomain))?.Invoke(null, EventArgs.Empty);
             for (var descriptor = 0; descriptor < 3; descriptor++)
                 Redirect(descriptor, "/dev/null");
-            codes.Write(Encoding.ASCII.GetBytes($"{code}\n"));
+            codes.Write(Encoding.ASCII.GetBytes($"{code} {HasComeToRest()}\n"));
         }
 
         string ReadText()
@@ -100,6 +198,20 @@ static class StartupHook
                 text.Add((byte)one);
             return Encoding.UTF8.GetString([.. text]);
         }
+    }
+
+    // What was left of a call might read the next one's input.
+    static bool HasComeToRest()
+    {
+        for (var looks = 0; looks < 1000; looks++)
+        {
+            ThreadPool.GetMaxThreads(out var all, out _);
+            ThreadPool.GetAvailableThreads(out var resting, out _);
+            if (resting == all && ThreadPool.PendingWorkItemCount == 0)
+                return true;
+            Thread.Sleep(1);
+        }
+        return false;
     }
 
     static void Redirect(int descriptor, string path)

@@ -1,7 +1,7 @@
 namespace Streamer.Tests;
 
 /// <summary>What -v tells is in the order in which it happens, at any speed: what leaves before what answers it, and times that never go back.</summary>
-public class Order(SharedServer server) : IClassFixture<SharedServer>
+public class Order(SharedServer server)
 {
     [Theory]
     [InlineData("max", 200_000)]

@@ -1,7 +1,7 @@
 namespace Streamer.Tests;
 
 /// <summary>`streamer ping`, and every way it ends.</summary>
-public sealed class Ping(SharedServer server) : IClassFixture<SharedServer>
+public sealed class Ping(SharedServer server)
 {
     // A busy machine may be late.
     const string late = "(no answer for .+\n)*";

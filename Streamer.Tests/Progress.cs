@@ -1,7 +1,7 @@
 namespace Streamer.Tests;
 
 /// <summary>The line of --stats on a terminal, while a call goes on.</summary>
-public sealed class Progress(SharedServer server) : IClassFixture<SharedServer>, IDisposable
+public sealed class Progress(SharedServer server) : IDisposable
 {
     // Cut by the terminal itself, with the cursor at its start; and the end of it.
     const string Shown = "\r\e[?7lN sent, N received, N s, silent for N s \e[J\e[?7h\r", Hidden = "\r\e[J";

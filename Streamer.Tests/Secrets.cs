@@ -1,7 +1,7 @@
 namespace Streamer.Tests;
 
 /// <summary>What people paste into a bug report holds nobody's password: neither -v nor an error repeats one.</summary>
-public sealed class Secrets(SharedServer server) : IClassFixture<SharedServer>
+public sealed class Secrets(SharedServer server)
 {
     const string Secret = "s3cret", Url = $"http://me:{Secret}@127.0.0.1:1";
 

@@ -4,7 +4,7 @@ using FsCheck.Fluent;
 namespace Streamer.Tests;
 
 /// <summary>Both directions of a stream, for as long and as fast as its two ends go.</summary>
-public class Streaming(SharedServer server) : IClassFixture<SharedServer>
+public class Streaming(SharedServer server)
 {
     // Of the client and of the server each, in MiB; the endless streams below carry several times as much.
     const int MemoryLimit = 192;

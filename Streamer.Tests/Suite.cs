@@ -7,8 +7,9 @@ using Xunit.Sdk;
 using Xunit.v3;
 
 [assembly: TestCollectionOrderer(typeof(LongestFirst))]
+[assembly: AssemblyFixture(typeof(SharedServer))]
 [assembly: AssemblyFixture(typeof(Skipped))]
-[assembly: AssemblyFixture(typeof(OneProcess))]
+[assembly: AssemblyFixture(typeof(OneProcesses))]
 
 namespace Streamer.Tests;
 

@@ -1,7 +1,7 @@
 namespace Streamer.Tests;
 
 /// <summary>What people see who type at a terminal, and what pipes and files are spared.</summary>
-public class Terminals(SharedServer server) : IClassFixture<SharedServer>
+public class Terminals(SharedServer server)
 {
     const string EndOfInput = "\u0004", Interrupt = "\u0003", Delete = "\u007f", DeleteWord = "\u0017", DeleteLine = "\u0015";
 

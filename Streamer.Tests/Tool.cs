@@ -44,11 +44,7 @@ static class Tool
     public static Task<Result> RunAsync(string input, params string[] arguments) => RunAsync(Encoding.UTF8.GetBytes(input), arguments);
 
     /// <inheritdoc cref="RunAsync(string, string[])"/>
-    public static async Task<Result> RunAsync(byte[] input, params string[] arguments)
-    {
-        await using var tool = Running.Start(arguments);
-        return await tool.EndAsync(input);
-    }
+    public static Task<Result> RunAsync(byte[] input, params string[] arguments) => OneProcess.RunAsync(input, arguments);
 }
 
 /// <summary>What a process left behind.</summary>
@@ -113,6 +109,7 @@ sealed class Running : IAsyncDisposable
     public StreamWriter Input => process.StandardInput;
     public StreamReader Output => process.StandardOutput;
     public bool HasExited => process.HasExited;
+    public Task Exited => process.WaitForExitAsync();
 
     /// <summary>The memory that the process has in use now, in bytes.</summary>
     public long Memory
@@ -298,7 +295,7 @@ sealed class RunningServer : IAsyncDisposable
     public ValueTask DisposeAsync() => Process.DisposeAsync();
 }
 
-/// <summary>A server that the tests of a class share.</summary>
+/// <summary>A server that all tests share which do not end it, count what it has open or measure it.</summary>
 public sealed class SharedServer : IAsyncLifetime
 {
     RunningServer server = null!;

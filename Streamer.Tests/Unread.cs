@@ -1,7 +1,7 @@
 namespace Streamer.Tests;
 
 /// <summary>A stderr that is full and that nobody reads holds up neither a call nor an end.</summary>
-public sealed class Unread(SharedServer server) : IClassFixture<SharedServer>, IDisposable
+public sealed class Unread(SharedServer server) : IDisposable
 {
     const string StopOutput = "\u0013";
 

@@ -3,7 +3,7 @@ using System.Runtime.CompilerServices;
 namespace Streamer.Tests;
 
 /// <summary>What the tool shows of a stream on stderr: -v, --stats, the numbers in errors, and `serve -v`.</summary>
-public sealed class Verbose(SharedServer server) : IClassFixture<SharedServer>
+public sealed class Verbose(SharedServer server)
 {
     static readonly (string, string)[] headers = [(":status", "200"), ("content-type", "application/grpc")], ok = [("grpc-status", "0")];
 

@@ -1,7 +1,7 @@
 namespace Streamer.Tests;
 
 /// <summary>What the server makes of the frames that peers send it, good and bad.</summary>
-public class WireServer(SharedServer server) : IClassFixture<SharedServer>
+public class WireServer(SharedServer server)
 {
     const string HealthCheck = "/grpc.health.v1.Health/Check", HealthWatch = "/grpc.health.v1.Health/Watch";
 
