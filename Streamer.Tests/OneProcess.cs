@@ -38,15 +38,11 @@ namespace Streamer.Tests
         static OneProcess Take() => idle.TryTake(out var old) ? old : new(Tool.Command.Arguments[0]);
 
         /// <summary>Types a line into bash, where `streamer` is the tool.</summary>
-        internal static async Task<Result> TypeAsync(string line, string address = "")
+        internal static Task<Result> TypeAsync(string line, string address = "")
         {
             (string, string?)[] environment = [("STREAMER_ADDRESS", address)];
-            if (!Pays)
-                return await Tool.TypeAsync(line, environment);
-            await room.WaitAsync();
-            try
+            return !Pays ? Tool.TypeAsync(line, environment) : InTurnAsync(async one =>
             {
-                var one = Take();
                 // Bash changes its own descriptors for what it does itself: 7 to 9 stay what the caller's are.
                 const string streamer = """
                     folder=$1
@@ -54,50 +50,58 @@ namespace Streamer.Tests
                       printf '%s\0' "${STREAMER_ADDRESS-}" /proc/$BASHPID/fd/{7,8,9} $# "$@" > $folder/call; read -r code rested < $folder/code; [ $rested = True ] || touch $folder/restless; return $code
                     } 7<&0 8>&1 9>&2
                     """;
-                var result = await Tool.TypeAsync($"{streamer}\n", [one.folder["."]], line, environment);
-                await one.ReturnAsync(!File.Exists(one.folder["restless"]));
+                return (await Tool.TypeAsync($"{streamer}\n", [one.folder["."]], line, environment), !File.Exists(one.folder["restless"]));
+            });
+        }
+
+        /// <summary>Runs the tool with input that comes in pieces, so that its reads end where these do.</summary>
+        internal static async Task<Result> RunAsync(byte[][] pieces, string[] arguments)
+        {
+            if (Pays)
+                return await InTurnAsync(one => one.CallAsync(pieces, arguments));
+            await using var tool = Running.Start(arguments);
+            return await tool.EndAsync(pieces);
+        }
+
+        static async Task<Result> InTurnAsync(Func<OneProcess, Task<(Result, bool Rested)>> call)
+        {
+            // Each process is compiled once more, but a call that waits for long must not hold up all others.
+            var has = await room.WaitAsync(TimeSpan.FromSeconds(1));
+            try
+            {
+                var one = Take();
+                var (result, rested) = await call(one);
+                if (rested)
+                    idle.Add(one);
+                else
+                    await one.EndProcessAsync();
                 return result;
             }
             finally
             {
-                room.Release();
+                if (has)
+                    room.Release();
             }
         }
 
-        /// <summary>Runs the tool with all of its input at hand.</summary>
-        internal static async Task<Result> RunAsync(byte[] input, string[] arguments)
+        async Task<(Result, bool Rested)> CallAsync(byte[][] pieces, string[] arguments)
         {
-            if (!Pays)
-            {
-                await using var tool = Running.Start(arguments);
-                return await tool.EndAsync(input);
-            }
-            var one = Take();
             using AnonymousPipeServerStream stdin = new(PipeDirection.Out), stdout = new(PipeDirection.In), stderr = new(PipeDirection.In);
             AnonymousPipeServerStream[] pipes = [stdin, stdout, stderr];
             string[] call = ["", .. pipes.Select(pipe => $"/proc/{Environment.ProcessId}/fd/{pipe.ClientSafePipeHandle.DangerousGetHandle()}"), $"{arguments.Length}", .. arguments];
-            var end = one.EndAsync();
-            await one.calls.WriteAsync(Encoding.UTF8.GetBytes(string.Concat(call.Select(text => $"{text}\0"))));
-            await one.calls.FlushAsync();
+            var end = EndAsync();
+            await calls.WriteAsync(Encoding.UTF8.GetBytes(string.Concat(call.Select(text => $"{text}\0"))));
             var (output, error, feeding) = (ReadAsync(stdout), ReadAsync(stderr), FeedAsync());
             var (code, rested) = await end.WaitAsync(Tool.Patience);
             // The tool has let go of the other ends, and so does who held them for it.
             foreach (var pipe in pipes)
                 pipe.DisposeLocalCopyOfClientHandle();
             await feeding;
-            await one.ReturnAsync(rested);
-            return new(code, await output, await error);
+            return (new(code, await output, await error), rested);
 
             async Task FeedAsync()
             {
-                try
-                {
-                    await stdin.WriteAsync(input);
-                }
-                catch (IOException)
-                {
-                    // It has ended without reading all.
-                }
+                await Running.FeedAsync(stdin, pieces, () => end.IsCompleted);
                 stdin.Dispose();
             }
 
@@ -125,14 +129,6 @@ namespace Streamer.Tests
                 return ((await process.EndAsync()).ExitCode, false);
             }
             return (int.Parse((await reading)[0]), bool.Parse((await reading)[1]));
-        }
-
-        async Task ReturnAsync(bool rested)
-        {
-            if (rested)
-                idle.Add(this);
-            else
-                await EndProcessAsync();
         }
 
         async Task EndProcessAsync()

@@ -269,22 +269,13 @@ public class Streaming(SharedServer server)
 
     void Check(string command, Gen<Case> cases) => Prop.ForAll(cases.ToArbitrary(), async one =>
     {
-        await using var client = Start(command);
-        var rest = Encoding.UTF8.GetBytes(one.Text).AsMemory();
-        try
+        var rest = Encoding.UTF8.GetBytes(one.Text);
+        var pieces = new List<byte[]>();
+        foreach (var cut in one.Cuts.Where(_ => rest.Length > 0))
         {
-            foreach (var cut in one.Cuts)
-            {
-                await client.WriteChunkAsync(rest[..Math.Min(cut, rest.Length)]);
-                rest = rest[Math.Min(cut, rest.Length)..];
-            }
-            await client.Input.BaseStream.WriteAsync(rest);
-            client.Input.Close();
+            pieces.Add(rest[..Math.Min(cut, rest.Length)]);
+            rest = rest[pieces[^1].Length..];
         }
-        catch (IOException)
-        {
-            // A client that has seen a bad number reads no further.
-        }
-        Assert.Equal(one.Expected, await client.EndAsync());
+        Assert.Equal(one.Expected, await Tool.RunAsync([.. pieces, rest], command, "--address", server.Address));
     }).Check(Config.QuickThrowOnFailure.WithMaxTest(Tool.Cases(50)));
 }

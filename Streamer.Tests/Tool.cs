@@ -44,7 +44,10 @@ static class Tool
     public static Task<Result> RunAsync(string input, params string[] arguments) => RunAsync(Encoding.UTF8.GetBytes(input), arguments);
 
     /// <inheritdoc cref="RunAsync(string, string[])"/>
-    public static Task<Result> RunAsync(byte[] input, params string[] arguments) => OneProcess.RunAsync(input, arguments);
+    public static Task<Result> RunAsync(byte[] input, params string[] arguments) => RunAsync([input], arguments);
+
+    /// <summary>Runs the tool with input that comes in pieces, so that its reads end where these do.</summary>
+    public static Task<Result> RunAsync(byte[][] pieces, params string[] arguments) => OneProcess.RunAsync(pieces, arguments);
 }
 
 /// <summary>What a process left behind.</summary>
@@ -133,16 +136,10 @@ sealed class Running : IAsyncDisposable
         await Input.FlushAsync();
     }
 
-    /// <summary>Writes some bytes and waits until the process has taken them, so that its reads end where these writes do.</summary>
-    public async Task WriteChunkAsync(ReadOnlyMemory<byte> chunk)
-    {
-        await Input.BaseStream.WriteAsync(chunk);
-        while (UnreadInput > 0 && !HasExited)
-            await Task.Delay(1);
-    }
-
     /// <summary>How many bytes of its input the process has not read yet.</summary>
-    public int UnreadInput => ioctl(((PipeStream)Input.BaseStream).SafePipeHandle, FIONREAD, out var unread) == 0 ? unread : 0;
+    public int UnreadInput => Unread((PipeStream)Input.BaseStream);
+
+    static int Unread(PipeStream pipe) => ioctl(pipe.SafePipeHandle, FIONREAD, out var unread) == 0 ? unread : 0;
 
     const int FIONREAD = 0x541B;
 
@@ -194,15 +191,29 @@ sealed class Running : IAsyncDisposable
     }
 
     /// <summary>Writes all of the input and closes it; a process that ends before it has read all is fine.</summary>
-    public async Task FeedAsync(byte[] input)
+    public async Task FeedAsync(params byte[][] pieces)
+    {
+        if (await FeedAsync((PipeStream)Input.BaseStream, pieces, () => HasExited))
+            Input.Close();
+    }
+
+    /// <summary>Writes pieces, each when the one before has been read, so that the other side's reads end where these writes do.</summary>
+    /// <returns>Whether the other side was there to the end.</returns>
+    public static async Task<bool> FeedAsync(PipeStream input, byte[][] pieces, Func<bool> isOver)
     {
         try
         {
-            await Input.BaseStream.WriteAsync(input);
-            Input.Close();
+            foreach (var (i, piece) in pieces.Index())
+            {
+                while (i > 0 && Unread(input) > 0 && !isOver())
+                    await Task.Delay(1);
+                await input.WriteAsync(piece);
+            }
+            return true;
         }
         catch (IOException)
         {
+            return false;
         }
     }
 
@@ -235,9 +246,9 @@ sealed class Running : IAsyncDisposable
     static extern int kill(int process, int signal);
 
     /// <summary>Feeds the process, and waits for its end.</summary>
-    public async Task<Result> EndAsync(byte[] input)
+    public async Task<Result> EndAsync(params byte[][] pieces)
     {
-        var feeding = FeedAsync(input);
+        var feeding = FeedAsync(pieces);
         var result = await EndAsync();
         await feeding;
         return result;
