@@ -34,14 +34,15 @@ public class Installs
     public Task WithACompilerTheMachinesPackageIsNative(string machine, string compiler) => IsPackedAsync(machine, compiler, isNative: true);
 
     // What .NET links with is `clang` or `gcc`, not any `cc`; on a Mac the latter are found in folders of their own.
-    [Theory, InlineData("linux-x64", "cc"), InlineData("linux-arm64", "cc"), InlineData("linux-musl-x64", "cc"), InlineData("win-x64", "gcc"), InlineData("win-arm64", "clang")]
+    [Theory, InlineData("linux-x64", "cc"), InlineData("linux-musl-x64", "cc"), InlineData("win-x64", "gcc")]
     public Task WithoutOneItIsReadyToRun(string machine, string compiler) => IsPackedAsync(machine, compiler, isNative: false);
 
     static async Task IsPackedAsync(string machine, string compiler, bool isNative)
     {
         using var folder = new TempFolder();
         File.WriteAllText(folder[compiler], "");
-        foreach (var restores in new[] { false, true })
+        // What holds for one machine and no other is its compiler; the rest is seen on one.
+        foreach (var restores in machine == "linux-x64" ? new[] { false, true } : [false])
         {
             var own = await EvaluateAsync(folder[""], $"NETCoreSdkPortableRuntimeIdentifier={machine}", "Configuration=Release", restores ? "MSBuildIsRestoring=true" : $"RuntimeIdentifier={machine}");
             Assert.Equal((isNative, !isNative), (own.IsNative, own.IsReadyToRun));
