@@ -26,8 +26,11 @@ namespace Streamer.Tests
         {
             (calls, codes) = (Open("call"), Open("code"));
             // Each call is a client that has never been at its server.
-            process = Running.StartWith([("DOTNET_STARTUP_HOOKS", typeof(OneProcess).Assembly.Location), ("STREAMER_CALLS", folder["."]), ("STREAMER_TOOL", tool),
-                ("DOTNET_SYSTEM_NET_SECURITY_DISABLETLSRESUME", "1")]);
+            process = Running.StartWith(
+            [
+                ("DOTNET_STARTUP_HOOKS", typeof(OneProcess).Assembly.Location), ("DOTNET_SYSTEM_NET_SECURITY_DISABLETLSRESUME", "1"),
+                ("STREAMER_CALLS", folder["."]), ("STREAMER_TOOL", tool),
+            ]);
 
             // Open in both directions, a pipe has no end.
             FileStream Open(string name) => new(folder.Pipe(name), FileMode.Open, FileAccess.ReadWrite, FileShare.ReadWrite, 1);
@@ -47,7 +50,10 @@ namespace Streamer.Tests
                 const string streamer = """
                     folder=$1
                     streamer() {
-                      printf '%s\0' "${STREAMER_ADDRESS-}" /proc/$BASHPID/fd/{7,8,9} $# "$@" > $folder/call; read -r code rested < $folder/code; [ $rested = True ] || touch $folder/restless; return $code
+                      printf '%s\0' "${STREAMER_ADDRESS-}" /proc/$BASHPID/fd/{7,8,9} $# "$@" > $folder/call
+                      read -r code rested < $folder/code
+                      [ $rested = True ] || touch $folder/restless
+                      return $code
                     } 7<&0 8>&1 9>&2
                     """;
                 return (await Tool.TypeAsync($"{streamer}\n", [one.folder["."]], line, environment), !File.Exists(one.folder["restless"]));
@@ -88,7 +94,8 @@ namespace Streamer.Tests
         {
             using AnonymousPipeServerStream stdin = new(PipeDirection.Out), stdout = new(PipeDirection.In), stderr = new(PipeDirection.In);
             AnonymousPipeServerStream[] pipes = [stdin, stdout, stderr];
-            string[] call = ["", .. pipes.Select(pipe => $"/proc/{Environment.ProcessId}/fd/{pipe.ClientSafePipeHandle.DangerousGetHandle()}"), $"{arguments.Length}", .. arguments];
+            var descriptors = pipes.Select(pipe => $"/proc/{Environment.ProcessId}/fd/{pipe.ClientSafePipeHandle.DangerousGetHandle()}");
+            string[] call = ["", .. descriptors, $"{arguments.Length}", .. arguments];
             var end = EndAsync();
             await calls.WriteAsync(Encoding.UTF8.GetBytes(string.Concat(call.Select(text => $"{text}\0"))));
             var (output, error, feeding) = (ReadAsync(stdout), ReadAsync(stderr), FeedAsync());

@@ -203,10 +203,12 @@ sealed class Site : IAsyncDisposable
 
     /// <summary>Starts the servers and the proxy with its file in the folder proxies, which is changed in its ports and by <paramref name="change"/>.</summary>
     /// <param name="instead">What serves in the place of all three, where none of them matters.</param>
-    public static async Task<Site> StartAsync(string name, Func<string, string>? change = null, double drain = 30, SharedServer? instead = null)
+    public static async Task<Site> StartAsync(
+        string name, Func<string, string>? change = null, double drain = 30, SharedServer? instead = null)
     {
         var program = Program(name);
-        var servers = instead is not null ? [] : await Task.WhenAll(Enumerable.Range(0, 3).Select(_ => RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", $"{drain}")));
+        var servers = await Task.WhenAll(Enumerable.Range(0, instead is null ? 3 : 0)
+            .Select(_ => RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", $"{drain}")));
         // Neither proxy takes port 0.
         var port = new FreePort();
         var folder = Directory.CreateTempSubdirectory("streamer-");

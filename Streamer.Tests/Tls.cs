@@ -41,7 +41,8 @@ public sealed class Tls : IDisposable
         await using var server = await ServeAsync();
         using var strangers = new Certificates();
         foreach (var options in new string[][] { [], ["--cacert", strangers.Root] })
-            Fails(Unavailable, "UNAVAILABLE: the server's certificate is refused: no trusted root vouches for it (see --cacert)", await MaxAsync(server.Address, options));
+            Fails(Unavailable, "UNAVAILABLE: the server's certificate is refused: no trusted root vouches for it (see --cacert)",
+                await MaxAsync(server.Address, options));
     }
 
     [Fact]
@@ -185,11 +186,15 @@ public sealed class Tls : IDisposable
         var (cert, key) = certificates.Server;
         foreach (var (command, address, options) in new (string, string, string[])[]
         {
-            ("max", "127.0.0.1:1", ["--cacert", certificates.Root]), ("max", "http://127.0.0.1:1", ["--cert", cert, "--key", key]), ("max", "unix:/none", ["--insecure"]),
+            ("max", "127.0.0.1:1", ["--cacert", certificates.Root]), ("max", "http://127.0.0.1:1", ["--cert", cert, "--key", key]),
+            ("max", "unix:/none", ["--insecure"]),
             ("greet", "127.0.0.1:1", ["--cacert", certificates.Root]), ("ping", "127.0.0.1:1", ["--cacert", certificates.Root]),
         })
-            Fails(2, $"--cacert, --cert and --insecure are for TLS: call https://HOST:PORT, not {(address[0] == '1' ? "http://" : "")}{address}",
+        {
+            var told = address[0] == '1' ? $"http://{address}" : address;
+            Fails(2, $"--cacert, --cert and --insecure are for TLS: call https://HOST:PORT, not {told}",
                 await Tool.RunAsync("", [command, "--address", address, .. options]));
+        }
         string[] plain = ["serve", "--cert", cert, "--key", key, "--listen", "http://127.0.0.1:0"];
         Fails(2, "--cert and --key are for TLS: ", await Tool.RunAsync("", plain));
         Fails(2, "--cert and --key are for TLS: ", await Tool.RunAsync("", [.. plain, "--listen", $"unix:{certificates.Folder}/socket"]));

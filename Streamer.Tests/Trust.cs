@@ -113,13 +113,14 @@ public sealed class Trust : IDisposable
         var double_ = Issuing.Authority("intermediate", evil, like: intermediate);
         var good = Own(leaf, intermediate);
         await using var server = await StartAsync(good, Pem(root));
+        var (unsigned, below) = (Issuing.Leaf("leaf", intermediate, signedBy: evil), Issuing.Leaf("leaf", double_));
         foreach (var (attack, trusted, sent) in new[]
         {
-            ("a certificate with another's names, issuer and number", Pem(leaf), Own(Issuing.Leaf("leaf", double_, like: leaf), double_, evil)),
-            ("an intermediate with another's names, number and key identifier", Pem(intermediate), Own(Issuing.Leaf("leaf", double_), double_)),
-            ("an intermediate with another's names, and a root with its root's", Pem(root, intermediate), Own(Issuing.Leaf("leaf", double_), double_, evil)),
-            ("an issuer's name without its signature", Pem(intermediate), Own(Issuing.Leaf("leaf", intermediate, signedBy: evil))),
-            ("an issuer's name without its signature, and the issuer", Pem(root), Own(Issuing.Leaf("leaf", intermediate, signedBy: evil), intermediate)),
+            ("another's names, issuer and number", Pem(leaf), Own(Issuing.Leaf("leaf", double_, like: leaf), double_, evil)),
+            ("an intermediate with another's names, number and key identifier", Pem(intermediate), Own(below, double_)),
+            ("an intermediate with another's names, and a root with its root's", Pem(root, intermediate), Own(below, double_, evil)),
+            ("an issuer's name without its signature", Pem(intermediate), Own(unsigned)),
+            ("an issuer's name without its signature, and the issuer", Pem(root), Own(unsigned, intermediate)),
             ("a certificate that a trusted one has signed which is no authority", Pem(leaf), Own(Issuing.Leaf("evil", leaf), leaf)),
             ("a certificate that one has signed which is no authority", Pem(intermediate), Own(Issuing.Leaf("evil", leaf), leaf)),
             ("another's certificate behind one's own", Pem(leaf), Own(Issuing.Leaf("evil", evil), leaf, intermediate)),
@@ -140,22 +141,25 @@ public sealed class Trust : IDisposable
     {
         const string serverAuthentication = "1.3.6.1.5.5.7.3.1", clientAuthentication = "1.3.6.1.5.5.7.3.2";
         var past = DateTimeOffset.UtcNow.AddDays(-1);
+        const string hasExpired = "it, or one that vouches for it, has expired or is not valid yet";
         var expired = Issuing.Leaf("leaf", intermediate, until: past);
+        var forClients = Issuing.Leaf("leaf", intermediate, usage: clientAuthentication);
+        var forServers = Issuing.Leaf("leaf", intermediate, usage: serverAuthentication);
         var elsewhere = Issuing.Leaf("leaf", intermediate, host: "streamer.example");
         var good = Own(leaf, intermediate);
         await using var server = await StartAsync(good, Pem(root));
         foreach (var (bad, why) in new[]
         {
-            (expired, $"it, or one that vouches for it, has expired or is not valid yet (it is valid until {past.LocalDateTime:yyyy-MM-dd})"),
+            (expired, $"{hasExpired} (it is valid until {past.LocalDateTime:yyyy-MM-dd})"),
             (elsewhere, "it is not for 127.0.0.1"),
-            (Issuing.Leaf("leaf", intermediate, usage: clientAuthentication), "NotValidForUsage"),
+            (forClients, "NotValidForUsage"),
         })
         {
             Now(why, Own(bad), Pem(root));
             foreach (var trusted in new[] { Pem(intermediate), Pem(bad) })
                 Fails(78, Refused + why, await MaxAsync(server, ["--cacert", trusted, .. good]));
         }
-        foreach (var (bad, why) in new[] { (expired, "expired"), (Issuing.Leaf("leaf", intermediate, usage: serverAuthentication), "for the other side") })
+        foreach (var (bad, why) in new[] { (expired, "expired"), (forServers, "for the other side") })
             foreach (var trusted in new[] { Pem(intermediate), Pem(bad) })
             {
                 Now(why, good, trusted);
@@ -254,7 +258,7 @@ public sealed class Trust : IDisposable
     {
         await using var server = await RunningServer.StartAsync(1, [.. Https, .. Own(leaf, intermediate), "--client-ca", Pem(root)]);
         var certificate = SslStreamCertificateContext.Create(X509CertificateLoader.LoadPkcs12(leaf.Export(X509ContentType.Pfx), null), [intermediate], offline: true);
-        foreach (var version in new[] { SslProtocols.Tls12, SslProtocols.Tls12, SslProtocols.Tls12, SslProtocols.Tls13, SslProtocols.Tls13, SslProtocols.Tls13 })
+        foreach (var version in Enumerable.Repeat(SslProtocols.Tls12, 3).Concat(Enumerable.Repeat(SslProtocols.Tls13, 3)))
         {
             using var socket = new TcpClient();
             await socket.ConnectAsync(IPAddress.Loopback, server.Port);
@@ -282,7 +286,7 @@ public sealed class Trust : IDisposable
 
     string[] Own(params X509Certificate2[] chain) => ["--cert", Pem(chain), "--key", folder.Write($"{++files}.key", chain[0].GetECDsaPrivateKey()!.ExportPkcs8PrivateKeyPem())];
 
-    /// <summary>Starts a server whose files are replaced by <see cref="Now"/>, which new connections see: a start for each case would show no more.</summary>
+    /// <summary>Starts a server whose files <see cref="Now"/> replaces, which new connections see: a start for each case would show no more.</summary>
     Task<RunningServer> StartAsync(string[] own, string clientCa)
     {
         Now("", own, clientCa);
