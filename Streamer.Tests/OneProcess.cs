@@ -11,7 +11,8 @@ namespace Streamer.Tests
 {
     /// <summary>
     /// Runs the tool in a process that many command lines share, one after the other: .NET is started and compiled once, and the tool
-    /// loaded anew for each. That loses nothing of what a command line comes to, and costs a tenth. A native tool is just started.
+    /// loaded anew for each. That loses nothing of what a command line comes to, and costs a tenth. A native tool is just started. Where a
+    /// server waits until the client is gone, or a signal or the system is part of the test, it is one for a process of its own.
     /// </summary>
     sealed class OneProcess
     {

@@ -65,7 +65,9 @@ public class WaitForReady
                     Assert.False(frame.Type == FrameType.Data && frame.Stream != stream);
             }
         });
-        var result = await Tool.RunAsync("1 2 3\n", "max", "--address", fake.Address, "--wait-for-ready");
+        // The end of a process of its own is the connection's end as well, for which the server waits.
+        await using var client = Running.Start("max", "--address", fake.Address, "--wait-for-ready");
+        var result = await client.EndAsync("1 2 3\n"u8.ToArray());
         Assert.Equal((78, ""), (result.ExitCode, result.Output));
         Assert.Matches($@"^streamer: UNAVAILABLE: ({message})({Verbose.Counts})?\n\z", result.Error);
         await fake.Serving.WaitAsync(Tool.Patience);
