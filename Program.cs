@@ -1240,6 +1240,7 @@ abstract class TransportStream : Stream
     public override int Read(byte[] into, int offset, int count) => throw new NotSupportedException();
     public override void Write(byte[] bytes, int offset, int count) => throw new NotSupportedException();
     public override void Flush() { }
+    public override Task FlushAsync(CancellationToken cancel) => Task.CompletedTask;
     public override long Seek(long offset, SeekOrigin origin) => throw new NotSupportedException();
     public override void SetLength(long value) => throw new NotSupportedException();
 }
@@ -2509,17 +2510,11 @@ sealed class FrameGate(Stream connection) : TransportStream
     /// <summary>Whether the peer has sent anything, and whether that was HTTP/1.1.</summary>
     public (bool Any, bool IsHttp1) Received { get; private set; }
 
-    /// <summary>Whether the peer has ended the stream.</summary>
+    // How the peer has ended the stream, and whether the connection has ended.
     public bool HasEnded { get; private set; }
-
-    /// <summary>Whether the connection has ended.</summary>
-    public bool IsLost { get; private set; }
-
-    /// <summary>The error of a reset, where one came.</summary>
     public Error? Reset { get; private set; }
-
-    /// <summary>What a GOAWAY says, where one came.</summary>
     public string? GoAway { get; private set; }
+    public bool IsLost { get; private set; }
 
     /// <summary>Completes when this side has reset a stream.</summary>
     public TaskCompletionSource ResetSent { get; } = new(TaskCreationOptions.RunContinuationsAsynchronously);
@@ -2543,13 +2538,11 @@ sealed class FrameGate(Stream connection) : TransportStream
             start += count;
             return count;
         }
-        catch (IOException e)
+        catch (IOException)
         {
             IsLost = true;
             await AllTakenAsync(cancel);
-            if (e is EndOfStreamException)
-                return 0;
-            throw;
+            return 0;
         }
     }
 
@@ -2563,10 +2556,9 @@ sealed class FrameGate(Stream connection) : TransportStream
         // Some answer what they do not understand with a page and nothing else.
         Received = (true, Received.IsHttp1 || frame.AsSpan(0, end).StartsWith("HTTP/"u8) || frame[0] == '<');
         var (size, kind, flags) = (SizeOf(frame), (Kind)frame[3], frame[4]);
-        if (end < HeaderSize || size > LargestPayload)
-            return; // No HTTP/2, which is for the handler to say.
-        end += await received.ReadAtLeastAsync(frame.AsMemory(end, size), size, throwOnEndOfStream: false, cancel);
-        // The handler gives the call whole frames only: one that the connection's end cuts off never gets there.
+        if (end == HeaderSize && size <= LargestPayload)
+            end += await received.ReadAtLeastAsync(frame.AsMemory(end, size), size, throwOnEndOfStream: false, cancel);
+        // What is not HTTP/2 is for the handler to refuse, and of a frame that is cut off it gives the call nothing.
         if (end < HeaderSize + size)
             return;
         if (kind == Kind.Data)
@@ -2615,8 +2607,6 @@ sealed class FrameGate(Stream connection) : TransportStream
     }
 
     static int SizeOf(ReadOnlySpan<byte> header) => header[0] << 16 | header[1] << 8 | header[2];
-
-    public override Task FlushAsync(CancellationToken cancel) => connection.FlushAsync(cancel);
 
     protected override void Dispose(bool disposing) => connection.Dispose();
 }
