@@ -2502,21 +2502,17 @@ sealed class FrameGate(Stream connection) : TransportStream
     readonly BufferedStream received = new(connection, 64 * 1024);
     readonly SemaphoreSlim took = new(0);
 
-    // From start to end is what the handler has not got yet. Of the body it was given so many bytes that the call has not taken.
+    // What of the frame the handler has not got yet, and how many bytes of the body that it got the call has not taken.
     readonly byte[] frame = new byte[HeaderSize + LargestPayload];
-    int start, end;
+    ReadOnlyMemory<byte> left;
     long untaken;
 
-    /// <summary>Whether the peer has sent anything, and whether that was HTTP/1.1.</summary>
+    // What the peer has sent and how it has ended the stream, whether the connection has ended, and this side's own reset.
     public (bool Any, bool IsHttp1) Received { get; private set; }
-
-    // How the peer has ended the stream, and whether the connection has ended.
     public bool HasEnded { get; private set; }
     public Error? Reset { get; private set; }
     public string? GoAway { get; private set; }
     public bool IsLost { get; private set; }
-
-    /// <summary>Completes when this side has reset a stream.</summary>
     public TaskCompletionSource ResetSent { get; } = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
     /// <summary>The call has taken so many bytes of the response's body.</summary>
@@ -2531,11 +2527,11 @@ sealed class FrameGate(Stream connection) : TransportStream
     {
         try
         {
-            while (start == end)
+            while (left.IsEmpty)
                 await LookAsync(cancel);
-            var count = Math.Min(into.Length, end - start);
-            frame.AsSpan(start, count).CopyTo(into.Span);
-            start += count;
+            var count = Math.Min(into.Length, left.Length);
+            left[..count].CopyTo(into);
+            left = left[count..];
             return count;
         }
         catch (IOException)
@@ -2549,8 +2545,7 @@ sealed class FrameGate(Stream connection) : TransportStream
     // Takes the next frame in, and waits with one that may end the stream or the connection.
     async ValueTask LookAsync(CancellationToken cancel)
     {
-        start = 0;
-        end = await received.ReadAtLeastAsync(frame.AsMemory(0, HeaderSize), HeaderSize, throwOnEndOfStream: false, cancel);
+        var end = await received.ReadAtLeastAsync(frame.AsMemory(0, HeaderSize), HeaderSize, throwOnEndOfStream: false, cancel);
         if (end == 0)
             throw new EndOfStreamException();
         // Some answer what they do not understand with a page and nothing else.
@@ -2558,6 +2553,7 @@ sealed class FrameGate(Stream connection) : TransportStream
         var (size, kind, flags) = (SizeOf(frame), (Kind)frame[3], frame[4]);
         if (end == HeaderSize && size <= LargestPayload)
             end += await received.ReadAtLeastAsync(frame.AsMemory(end, size), size, throwOnEndOfStream: false, cancel);
+        left = frame.AsMemory(0, end);
         // What is not HTTP/2 is for the handler to refuse, and of a frame that is cut off it gives the call nothing.
         if (end < HeaderSize + size)
             return;
@@ -2580,7 +2576,7 @@ sealed class FrameGate(Stream connection) : TransportStream
             GoAway = $"{error} {Program.OneLine(Encoding.UTF8.GetString(payload[8..]))}".TrimEnd();
         }
         else if (kind > Kind.Continuation)
-            start = end; // Frames of a kind that nobody knows are ignored (RFC 9113, section 4.1), and not by the handler.
+            left = default; // Frames of a kind that nobody knows are ignored (RFC 9113, section 4.1), and not by the handler.
         HasEnded |= kind is Kind.Data or Kind.Headers && (flags & EndStream) != 0;
     }
 
