@@ -1790,12 +1790,14 @@ static class Tls
         var isTrusted = below < chain.ChainElements.Count;
         var judged = chain.ChainElements.Take(below + 1).SelectMany(element => element.ChainElementStatus);
         var faults = (isTrusted ? judged : chain.ChainStatus).Aggregate(X509ChainStatusFlags.NoError, (all, one) => all | one.Status);
-        return errors.HasFlag(SslPolicyErrors.RemoteCertificateNameMismatch) ? $"it is not for {((SslStream)sender).TargetHostName}"
-            : faults.HasFlag(X509ChainStatusFlags.NotTimeValid) ? "it, or one that vouches for it, has expired or is not valid yet "
-                + $"(it is valid until {((X509Certificate2)certificate).NotAfter:yyyy-MM-dd})"
-            : isTrusted && faults is X509ChainStatusFlags.NoError or X509ChainStatusFlags.PartialChain ? null
-            : isTrusted || (faults & (X509ChainStatusFlags.UntrustedRoot | X509ChainStatusFlags.PartialChain)) == 0 ? $"{faults}"
-            : "no trusted root vouches for it (see --cacert)";
+        if (errors.HasFlag(SslPolicyErrors.RemoteCertificateNameMismatch))
+            return $"it is not for {((SslStream)sender).TargetHostName}";
+        if (faults.HasFlag(X509ChainStatusFlags.NotTimeValid))
+            return "it, or one that vouches for it, has expired or is not valid yet "
+                + $"(it is valid until {((X509Certificate2)certificate).NotAfter:yyyy-MM-dd})";
+        if (!isTrusted && (faults & (X509ChainStatusFlags.UntrustedRoot | X509ChainStatusFlags.PartialChain)) != 0)
+            return "no trusted root vouches for it (see --cacert)";
+        return isTrusted && (faults & ~X509ChainStatusFlags.PartialChain) == 0 ? null : $"{faults}";
 
         // By all of its bytes: .NET takes two for equal that share an issuer's name and a number, which anybody may choose.
         bool IsNamed(X509Certificate2 one) => chain.ChainPolicy.CustomTrustStore.Any(named => named.RawData.SequenceEqual(one.RawData));
