@@ -1322,12 +1322,9 @@ sealed class Server : IAsyncDisposable
         // A well-known gRPC course has names of its own for the two methods.
         app.Use((http, next) =>
         {
-            http.Request.Path = http.Request.Path.Value switch
-            {
-                "/greet.GreetService/GreetEveryone" => "/streaming.GreetService/GreetEveryone",
-                "/calculator.CalculatorService/FindMaximum" => "/streaming.CalculatorService/FindMaximum",
-                var path => path,
-            };
+            var path = http.Request.Path.Value!;
+            if (path is "/greet.GreetService/GreetEveryone" or "/calculator.CalculatorService/FindMaximum")
+                http.Request.Path = $"/streaming{path[path.IndexOf('.')..]}";
             return next(http);
         });
         app.UseRouting();
@@ -1343,16 +1340,13 @@ sealed class Server : IAsyncDisposable
         app.MapGrpcService(Grpc.Reflection.V1.ServerReflection.BindService(new ReflectionV1ServiceImpl(services)));
         app.MapGrpcService(Grpc.Reflection.V1Alpha.ServerReflection.BindService(new ReflectionServiceImpl(services)));
         var health = new HealthServiceImpl();
-        SetAll(ServingStatus.Serving);
-        draining.Token.Register(() => SetAll(ServingStatus.NotServing));
+        foreach (var name in services.Select(service => service.FullName).Append(""))
+        {
+            health.SetStatus(name, ServingStatus.Serving);
+            draining.Token.Register(() => health.SetStatus(name, ServingStatus.NotServing));
+        }
         app.MapGrpcService(Health.BindService(health));
         await app.StartAsync();
-
-        void SetAll(ServingStatus status)
-        {
-            foreach (var name in services.Select(service => service.FullName).Append(""))
-                health.SetStatus(name, status);
-        }
     }
 
     void Configure(KestrelServerOptions kestrel, Func<SslServerAuthenticationOptions>? tls)
