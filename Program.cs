@@ -1720,6 +1720,8 @@ static class Signals
 /// <summary>Certificates, and whom they are trusted from.</summary>
 static class Tls
 {
+    static bool isSure;
+
     /// <summary>Gives the options for each new connection, with the files as they are then; null where there is no certificate.</summary>
     /// <exception cref="Problem">A file is missing or does not hold what it should.</exception>
     public static Func<SslServerAuthenticationOptions>? ForServer(string? cert, string? key, string? clientCa)
@@ -1728,7 +1730,6 @@ static class Tls
             throw new Problem(2, "--cert and --key go together, and --client-ca with them");
         if (cert is null)
             return null;
-        Require();
         var own = Latest("certificate", Own, cert, key!);
         var trusted = clientCa is null ? null : Latest("client CA", Trusted, clientCa);
         return () => new()
@@ -1749,20 +1750,11 @@ static class Tls
     {
         if (cert is null != key is null)
             throw new Problem(2, "--cert and --key go together");
-        if (cert is null)
-            return null;
-        Require();
-        return Read(Own, cert, key!);
+        return cert is null ? null : Read(Own, cert, key!);
     }
 
     /// <summary>The certificates that a file names as trusted; null, which is trust in the system's roots, where there is none.</summary>
-    public static X509Certificate2Collection? Trust(string? file)
-    {
-        if (file is null)
-            return null;
-        Require();
-        return Read(Trusted, file);
-    }
+    public static X509Certificate2Collection? Trust(string? file) => file is null ? null : Read(Trusted, file);
 
     /// <summary>How a peer's chain is built: nothing is fetched from where it says, neither an issuer nor whether one is revoked.</summary>
     public static X509ChainPolicy ChainPolicy(X509Certificate2Collection? trusted)
@@ -1801,8 +1793,9 @@ static class Tls
     /// <exception cref="Problem">It is not installed.</exception>
     public static void Require()
     {
-        if (!OperatingSystem.IsLinux())
+        if (isSure || !OperatingSystem.IsLinux())
             return;
+        isSure = true;
         if (!Array.Exists(["3", "1.1", "1.0.2", "1.0.0", "10"], version => NativeLibrary.TryLoad($"libssl.so.{version}", out _)))
             throw new Problem(2, "TLS needs OpenSSL, whose libssl is not on this machine");
         try
@@ -1861,6 +1854,7 @@ static class Tls
 
     static T Read<T>(Func<string[], T> make, params string[] files)
     {
+        Require();
         try
         {
             return make(Array.ConvertAll(files, File.ReadAllText));
