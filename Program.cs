@@ -2209,21 +2209,23 @@ sealed class Client(CallSettings settings, Trace trace)
     // where a connection ends.
     (StatusCode, string) Explain(RpcException e)
     {
-        var (contentType, isGrpc) = response is null ? (null, false) : ContentType(response);
-        var given = response is null ? null : One(response.Headers, "grpc-status");
-        if (given is null && isGrpc)
-            given = One(response!.TrailingHeaders, "grpc-status");
+        if (response is null)
+            return e.Status.DebugException is { } failure ? Explain(failure, e.StatusCode) : (e.StatusCode, e.Status.Detail);
+        var (contentType, isGrpc) = ContentType(response);
+        var given = One(response.Headers, "grpc-status") ?? (isGrpc ? One(response.TrailingHeaders, "grpc-status") : null);
         if (given is not null)
             return int.TryParse(given, NumberStyles.None, null, out var code) && Enum.IsDefined((StatusCode)code)
                 ? (e.StatusCode, e.Status.Detail) : (StatusCode.Unknown, $"the server sent grpc-status {given}");
         if (e.Status.DebugException is { } cause)
             return Explain(cause, e.StatusCode);
-        if (response is { StatusCode: not HttpStatusCode.OK and var http })
-            return (e.StatusCode, $"HTTP status {(int)http} from {endpoint}, content type {contentType}");
-        if (response is not null && !isGrpc)
+        if (response.StatusCode != HttpStatusCode.OK)
+            return (e.StatusCode, $"HTTP status {(int)response.StatusCode} from {endpoint}, content type {contentType}");
+        if (!isGrpc)
             return (StatusCode.Unknown, $"the answer of {endpoint} is not gRPC: its content type is {contentType}");
-        if (response is null || e.StatusCode != StatusCode.Cancelled)
-            return (e.StatusCode == StatusCode.Unimplemented && response is not null ? StatusCode.Internal : e.StatusCode, e.Status.Detail);
+        if (e.StatusCode == StatusCode.Unimplemented)
+            return (StatusCode.Internal, e.Status.Detail);
+        if (e.StatusCode != StatusCode.Cancelled)
+            return (e.StatusCode, e.Status.Detail);
         return response.TrailingHeaders.Any() ? (StatusCode.Unknown, "the trailers hold no grpc-status")
             : (StatusCode.Internal, "the server ended the stream without trailers");
     }
