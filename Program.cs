@@ -1255,7 +1255,7 @@ sealed class Server : IAsyncDisposable
     // A peer that vanished is found by a ping, and one that drips bytes has so long for a whole header block.
     static readonly TimeSpan PingDelay = TimeSpan.FromSeconds(20), PingTimeout = PingDelay, HeadersTimeout = TimeSpan.FromSeconds(10);
 
-    const int MaxStreamsPerConnection = 100, MaxHeaders = 128 * 1024, StreamWindow = 4 * 1024 * 1024, ConnectionWindow = StreamWindow;
+    const int MaxHeaders = 128 * 1024, Window = 4 * 1024 * 1024;
 
     // How long a call that is over may take to get its last bytes to a peer that does not read, or to be ended by a peer
     // that still sends; and what is under way between two peers, to arrive.
@@ -1313,7 +1313,6 @@ sealed class Server : IAsyncDisposable
             grpc.Interceptors.Add<Adapter>();
             grpc.Interceptors.Add<Rules>();
         });
-        builder.Services.AddSingleton<Greeter>().AddSingleton<Calculator>();
         app = builder.Build();
         // A well-known gRPC course has names of its own for the two methods.
         app.Use((http, next) =>
@@ -1357,8 +1356,7 @@ sealed class Server : IAsyncDisposable
         (limits.MaxRequestHeadersTotalSize, limits.MaxRequestHeaderCount) = (MaxHeaders, 1000);
         limits.Http2.MaxRequestHeaderFieldSize = MaxHeaders;
         (limits.Http2.KeepAlivePingDelay, limits.Http2.KeepAlivePingTimeout) = (PingDelay, PingTimeout);
-        limits.Http2.MaxStreamsPerConnection = MaxStreamsPerConnection;
-        (limits.Http2.InitialStreamWindowSize, limits.Http2.InitialConnectionWindowSize) = (StreamWindow, ConnectionWindow);
+        (limits.Http2.InitialStreamWindowSize, limits.Http2.InitialConnectionWindowSize) = (Window, Window);
         foreach (var (socket, endpoint) in sockets.Zip(Endpoints))
             kestrel.Listen(socket.LocalEndPoint!, listen =>
             {
@@ -1391,7 +1389,7 @@ sealed class Server : IAsyncDisposable
         nuint[] descriptors = [int.MaxValue, 0];
         if (!OperatingSystem.IsWindows())
             getrlimit(OperatingSystem.IsLinux() ? 7 : 8, descriptors);
-        var windows = GC.GetGCMemoryInfo().TotalAvailableMemoryBytes / ConnectionWindow;
+        var windows = GC.GetGCMemoryInfo().TotalAvailableMemoryBytes / Window;
         return Math.Clamp((long)Math.Min(descriptors[0], (nuint)windows) / 2, 1, 10_000);
 
         [DllImport("libc")]
