@@ -1416,8 +1416,9 @@ sealed class Server : IAsyncDisposable
                     : new(StatusCode.Internal, $"malformed grpc-timeout: {timeout}"));
             }
             var (number, start, end) = (Interlocked.Increment(ref server.streams), Trace.Now, StatusCode.Cancelled);
+            var peer = http.Connection.RemoteIpAddress is { } ip ? Tcp.Plain(new IPEndPoint(ip, http.Connection.RemotePort)) : null;
             if (server.verbose)
-                Stdio.Tell($"stream {number} from {Tcp.PeerOf(http.Connection)}: {method[1..]}");
+                Stdio.Tell($"stream {number} from {peer?.ToString() ?? "a Unix socket"}: {method[1..]}");
             try
             {
                 await continuation(requests, responses, context);
@@ -1650,10 +1651,6 @@ static class Tcp
             // Not every system that runs Linux programs can.
         }
     }
-
-    /// <summary>Who is at the other end of a connection.</summary>
-    public static string PeerOf(ConnectionInfo connection) =>
-        connection.RemoteIpAddress is { } ip ? $"{Plain(new IPEndPoint(ip, connection.RemotePort))}" : "a Unix socket";
 
     /// <summary>An IPv4 address as such, also where the socket is one for both kinds.</summary>
     public static EndPoint? Plain(EndPoint? peer) =>
