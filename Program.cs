@@ -1935,9 +1935,14 @@ sealed class Client(CallSettings settings, Trace trace)
 
     string EndedBy(StatusCode? status)
     {
-        var side = gate is { Reset: not null } ? "the server's reset"
-            : gate is { HasEnded: true } ? isHalfClosed && status == StatusCode.OK ? "this side's half-close" : "the server"
-            : gate is { IsLost: true } ? "the loss of the connection" : "this side";
+        var side = gate switch
+        {
+            { Reset: not null } => "the server's reset",
+            { HasEnded: true } when isHalfClosed && status == StatusCode.OK => "this side's half-close",
+            { HasEnded: true } => "the server",
+            { IsLost: true } => "the loss of the connection",
+            _ => "this side",
+        };
         return status is null ? side : $"{side}: {NameOf(status.Value)}";
     }
 
@@ -2413,9 +2418,11 @@ sealed class Ping(Client client, TimeSpan every, long count) : Input<FindMaximum
                 + $"99th percentile {sorted[(sorted.Length * 99 - 1) / 100]:0.00} ms, maximum {sorted[^1]:0.00} ms");
         if (last > 0)
             Stdio.Tell($"the stream lived for {trace.Seconds:0.0##} s, ended by {trace.EndedBy}");
-        var exitCode = calling.Exception?.InnerException is not Problem { ExitCode: 64 + (int)StatusCode.DeadlineExceeded } passed
-            ? await calling : sorted.Length > 0 ? 0 : throw new Problem(1, passed.Message);
-        return exitCode > 0 ? exitCode : lost == 0 && sorted.Length > 0 ? 0 : 1;
+        var isDeadline = calling.Exception?.InnerException is Problem { ExitCode: 64 + (int)StatusCode.DeadlineExceeded };
+        if (isDeadline && sorted.Length == 0)
+            throw new Problem(1, calling.Exception!.InnerException!.Message);
+        var exitCode = isDeadline ? 0 : await calling;
+        return exitCode == 0 && (lost > 0 || sorted.Length == 0) ? 1 : exitCode;
     }
 
     IEnumerable<double> Late() => unanswered.Values.Select(client.Trace.Since).Where(seconds => seconds >= late.TotalSeconds);
