@@ -1869,13 +1869,7 @@ sealed class Client(CallSettings settings, Trace trace)
     const int KeepAliveSeconds = 20, KeepAliveInterval = 5, KeepAliveProbes = 4;
     static readonly TimeSpan PingDelay = TimeSpan.FromMinutes(6), PingTimeout = TimeSpan.FromSeconds(20);
 
-    // Large enough that a firehose of answers never waits for a window update on a fast network.
-    const int StreamWindow = 1024 * 1024;
-
     static readonly TimeSpan FirstBackoff = TimeSpan.FromSeconds(0.1), LastBackoff = TimeSpan.FromSeconds(5);
-
-    // Of an address over the next one of the same name.
-    static readonly TimeSpan HeadStart = TimeSpan.FromSeconds(0.25);
 
     static readonly WriteOptions moreFollows = new(WriteFlags.BufferHint);
 
@@ -2015,10 +2009,9 @@ sealed class Client(CallSettings settings, Trace trace)
             while (await input.MoveNext(stop.Token))
             {
                 Trace.Left(input.Current);
-                var hasMore = input.HasMore;
-                if (!hasMore)
+                if (!input.HasMore)
                     Trace.Rests();
-                requests.WriteOptions = hasMore ? moreFollows : null;
+                requests.WriteOptions = input.HasMore ? moreFollows : null;
                 await requests.WriteAsync(input.Current);
             }
         }
@@ -2063,7 +2056,8 @@ sealed class Client(CallSettings settings, Trace trace)
         UseProxy = false,
         UseCookies = false,
         AllowAutoRedirect = false,
-        InitialHttp2StreamWindowSize = StreamWindow,
+        // Large enough that a firehose of answers never waits for a window update on a fast network.
+        InitialHttp2StreamWindowSize = 1024 * 1024,
         KeepAlivePingDelay = PingDelay,
         KeepAlivePingTimeout = PingTimeout,
         ConnectCallback = ConnectAsync,
@@ -2131,7 +2125,7 @@ sealed class Client(CallSettings settings, Trace trace)
         {
             address = left.Find(other => other.AddressFamily != address?.AddressFamily) ?? left[0];
             tries.Add(TryAsync(new(address, to.Port)));
-            await Task.WhenAny(tries[^1], Task.Delay(HeadStart, over.Token));
+            await Task.WhenAny(tries[^1], Task.Delay(250, over.Token));
         }
         var failures = (await Task.WhenAll(tries)).OfType<SocketException>();
         if (first is null)
