@@ -1257,9 +1257,11 @@ sealed class Server : IAsyncDisposable
 
     const int MaxHeaders = 128 * 1024, Window = 4 * 1024 * 1024;
 
-    // How long a call that is over may take to get its last bytes to a peer that does not read, or to be ended by a peer
-    // that still sends; and what is under way between two peers, to arrive.
-    static readonly TimeSpan Grace = TimeSpan.FromSeconds(1), Linger = TimeSpan.FromSeconds(0.25);
+    // A call that is over has so long to get its last bytes to a peer that does not read, or to be ended by one that still sends.
+    static readonly TimeSpan Grace = TimeSpan.FromSeconds(1);
+
+    // What is under way between two peers has arrived after so long.
+    static readonly TimeSpan Linger = TimeSpan.FromSeconds(0.25);
 
     static readonly Status ShuttingDown = new(StatusCode.Unavailable, "server is shutting down");
 
@@ -1659,7 +1661,7 @@ static class Tcp
 
 static class Signals
 {
-    // One that nothing refers to stops listening.
+    // A registration that nothing refers to stops listening.
     static readonly List<PosixSignalRegistration> registered = [];
 
     /// <summary>Calls <paramref name="action"/> with 129 on SIGHUP, 130 on SIGINT and 143 on SIGTERM.</summary>
