@@ -1719,7 +1719,7 @@ static class Tls
         if (cert is null)
             return null;
         var own = Latest("certificate", Own, cert, key!);
-        var trusted = clientCa is null ? null : Latest("client CA", Trusted, clientCa);
+        var trusted = clientCa is null ? null : Latest("client CA", All, clientCa);
         return () => new()
         {
             ServerCertificateContext = own(),
@@ -1742,7 +1742,7 @@ static class Tls
     }
 
     /// <summary>The certificates that a file names as trusted; null, which is trust in the system's roots, where there is none.</summary>
-    public static X509Certificate2Collection? Trust(string? file) => file is null ? null : Read(Trusted, file);
+    public static X509Certificate2Collection? Trust(string? file) => file is null ? null : Read(All, file);
 
     /// <summary>How a peer's chain is built: nothing is fetched from where it says, neither an issuer nor whether one is revoked.</summary>
     public static X509ChainPolicy ChainPolicy(X509Certificate2Collection? trusted)
@@ -1799,19 +1799,17 @@ static class Tls
 
     static SslStreamCertificateContext Own(string[] pem)
     {
-        var chain = new X509Certificate2Collection();
-        chain.ImportFromPem(pem[0]);
         using var leaf = X509Certificate2.CreateFromPem(pem[0], pem[1]);
         // Windows cannot use a key that was only ever in memory; a round through PKCS#12 makes it one that it can.
         var usable = X509CertificateLoader.LoadPkcs12(leaf.Export(X509ContentType.Pfx), null);
-        return SslStreamCertificateContext.Create(usable, chain, offline: true);
+        return SslStreamCertificateContext.Create(usable, All(pem), offline: true);
     }
 
-    static X509Certificate2Collection Trusted(string[] pem)
+    static X509Certificate2Collection All(string[] pem)
     {
-        var trusted = new X509Certificate2Collection();
-        trusted.ImportFromPem(pem[0]);
-        return trusted.Count > 0 ? trusted : throw new InvalidDataException("it holds no certificate");
+        var all = new X509Certificate2Collection();
+        all.ImportFromPem(pem[0]);
+        return all.Count > 0 ? all : throw new InvalidDataException("it holds no certificate");
     }
 
     // What is made of some files, as they are whenever it is asked for: the time of a link tells nothing of what it leads to.
