@@ -2118,7 +2118,7 @@ sealed class Client(CallSettings settings, Trace trace)
     {
         Socket? first = null;
         using var over = CancellationTokenSource.CreateLinkedTokenSource(cancel);
-        var tries = new List<Task<SocketException?>>();
+        var tries = new List<Task>();
         var left = new List<IPAddress>(await Dns.GetHostAddressesAsync(to.Host, cancel));
         var isAlone = left.Count == 1;
         for (IPAddress? address = null; first is null && left.Count > 0; left.Remove(address))
@@ -2127,14 +2127,15 @@ sealed class Client(CallSettings settings, Trace trace)
             tries.Add(TryAsync(new(address, to.Port)));
             await Task.WhenAny(tries[^1], Task.Delay(250, over.Token));
         }
-        var failures = (await Task.WhenAll(tries)).OfType<SocketException>();
+        await Task.WhenAll(tries).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
+        var failures = tries.Select(one => one.Exception?.InnerException).OfType<SocketException>();
         if (first is null)
             cancel.ThrowIfCancellationRequested();
         // Refused is who was refused at every address, but for those of a kind that this machine does not have.
         SocketError[] last = [SocketError.ConnectionRefused, SocketError.AddressNotAvailable];
         return first ?? throw failures.MinBy(e => Array.IndexOf(last, e.SocketErrorCode)) ?? new((int)SocketError.HostNotFound);
 
-        async Task<SocketException?> TryAsync(IPEndPoint to)
+        async Task TryAsync(IPEndPoint to)
         {
             if (!isAlone)
                 Trace.Note('*', $"trying {endpoint.Url.Scheme}://{to}");
@@ -2145,17 +2146,11 @@ sealed class Client(CallSettings settings, Trace trace)
                     await over.CancelAsync();
                 else
                     socket.Dispose();
-                return null;
             }
-            catch (SocketException e)
+            catch (SocketException e) when (!isAlone)
             {
-                if (!isAlone)
-                    Trace.Note('*', $"{endpoint.Url.Scheme}://{to}: {e.Message}");
-                return e;
-            }
-            catch (OperationCanceledException)
-            {
-                return null;
+                Trace.Note('*', $"{endpoint.Url.Scheme}://{to}: {e.Message}");
+                throw;
             }
         }
     }
