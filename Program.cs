@@ -1601,9 +1601,12 @@ sealed class Server : IAsyncDisposable
         abort.CancelAfter(patience + Grace + Grace);
         var stopped = app.Services.GetRequiredService<IServer>().StopAsync(abort.Token);
         // Kestrel waits for connections as well, but peers may keep one open that has no stream any more, or never had.
-        var tick = Grace / 20;
-        for (var quiet = TimeSpan.Zero; quiet < Grace && !stopped.IsCompleted; quiet = running == 0 ? quiet + tick : default)
+        var (quiet, tick) = (TimeSpan.Zero, Grace / 20);
+        while (quiet < Grace && !stopped.IsCompleted)
+        {
             await Task.WhenAny(stopped, Task.Delay(tick));
+            quiet = running == 0 ? quiet + tick : TimeSpan.Zero;
+        }
         await abort.CancelAsync();
         await stopped;
     }
@@ -1871,6 +1874,9 @@ sealed class Client(CallSettings settings, Trace trace)
 
     static readonly TimeSpan FirstBackoff = TimeSpan.FromSeconds(0.1), LastBackoff = TimeSpan.FromSeconds(5);
 
+    // Of an address over the next one of the same name.
+    static readonly TimeSpan HeadStart = TimeSpan.FromSeconds(0.25);
+
     static readonly WriteOptions moreFollows = new(WriteFlags.BufferHint);
 
     readonly CallSettings settings = settings;
@@ -1943,8 +1949,8 @@ sealed class Client(CallSettings settings, Trace trace)
     async Task<(StatusCode Status, string Message)> CallAsync<TRequest, TResponse>(Input<TRequest> input, Action<TResponse> print)
         where TRequest : class, IMessage where TResponse : class, IMessage
     {
-        // Given a client, the channel has no balancer to load. Not disposed of, which would close the connection before a reset
-        // has left: the process ends with its call.
+        // With an HttpClient instead of the handler, the channel leaves its load balancing out, which takes time to start. Neither is
+        // disposed of, which would close the connection before a reset has left: the process ends with its call.
         var handler = new Adapter.Handler(new Connector(this), count => gate?.Took(count));
         var http = new HttpClient(handler) { Timeout = Timeout.InfiniteTimeSpan };
         var invoker = GrpcChannel.ForAddress(endpoint.Dialled, new() { HttpClient = http }).Intercept(new Adapter());
@@ -2044,7 +2050,7 @@ sealed class Client(CallSettings settings, Trace trace)
                     && e.HttpRequestError is HttpRequestError.ConnectionError or HttpRequestError.NameResolutionError
                         or HttpRequestError.SecureConnectionError)
                 {
-                    (_, client.notReady) = client.Explain(e, default);
+                    (_, client.notReady) = client.ExplainCause(e, default);
                     client.Trace.Note('*', $"{client.notReady}: to be tried again");
                     await Task.Delay(backoff * (0.8 + 0.4 * Random.Shared.NextDouble()), cancel);
                 }
@@ -2125,13 +2131,13 @@ sealed class Client(CallSettings settings, Trace trace)
         {
             address = left.Find(other => other.AddressFamily != address?.AddressFamily) ?? left[0];
             tries.Add(TryAsync(new(address, to.Port)));
-            await Task.WhenAny(tries[^1], Task.Delay(250, over.Token));
+            await Task.WhenAny(tries[^1], Task.Delay(HeadStart, over.Token));
         }
         await Task.WhenAll(tries).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
         var failures = tries.Select(one => one.Exception?.InnerException).OfType<SocketException>();
         if (first is null)
             cancel.ThrowIfCancellationRequested();
-        // Refused is who was refused at every address, but for those of a kind that this machine does not have.
+        // "Refused" means that nothing listens there: it is told only where no address failed otherwise, and before the lack of IPv6.
         SocketError[] last = [SocketError.ConnectionRefused, SocketError.AddressNotAvailable];
         return first ?? throw failures.MinBy(e => Array.IndexOf(last, e.SocketErrorCode)) ?? new((int)SocketError.HostNotFound);
 
@@ -2199,14 +2205,14 @@ sealed class Client(CallSettings settings, Trace trace)
     (StatusCode, string) Explain(RpcException e)
     {
         if (response is null)
-            return e.Status.DebugException is { } failure ? Explain(failure, e.StatusCode) : (e.StatusCode, e.Status.Detail);
+            return e.Status.DebugException is { } failure ? ExplainCause(failure, e.StatusCode) : (e.StatusCode, e.Status.Detail);
         var (contentType, isGrpc) = ContentType(response);
         var given = One(response.Headers, "grpc-status") ?? (isGrpc ? One(response.TrailingHeaders, "grpc-status") : null);
         if (given is not null)
             return int.TryParse(given, NumberStyles.None, null, out var code) && Enum.IsDefined((StatusCode)code)
                 ? (e.StatusCode, e.Status.Detail) : (StatusCode.Unknown, $"the server sent grpc-status {given}");
         if (e.Status.DebugException is { } cause)
-            return Explain(cause, e.StatusCode);
+            return ExplainCause(cause, e.StatusCode);
         if (response.StatusCode != HttpStatusCode.OK)
             return (e.StatusCode, $"HTTP status {(int)response.StatusCode} from {endpoint}, content type {contentType}");
         if (!isGrpc)
@@ -2220,7 +2226,7 @@ sealed class Client(CallSettings settings, Trace trace)
     }
 
     // Servers and proxies refuse too much metadata with HTTP status 431 or 400, a reset, an error of the connection, or just its end.
-    // The least that any is known to take is 8 kB, and 100 fields with gRPC's own.
+    // The least that any is known to take is 8 kB, and 100 fields, of which some are gRPC's own.
     bool IsMetadataTooLarge => response is { StatusCode: HttpStatusCode.RequestHeaderFieldsTooLarge }
         || (settings.Metadata.Count > 90 || settings.Metadata.Sum(entry => entry.Key.Length + entry.ValueBytes.Length) > 8 * 1024)
         && (response is { StatusCode: HttpStatusCode.BadRequest }
@@ -2232,7 +2238,7 @@ sealed class Client(CallSettings settings, Trace trace)
         return (text, text.Split('+', ';')[0].Trim().Equals("application/grpc", StringComparison.OrdinalIgnoreCase));
     }
 
-    (StatusCode, string) Explain(Exception e, StatusCode status) => e switch
+    (StatusCode, string) ExplainCause(Exception e, StatusCode status) => e switch
     {
         InvalidDataException { Message: "Message too large." } => (StatusCode.ResourceExhausted, e.Message),
         InvalidProtocolBufferException or InvalidDataException => (StatusCode.Internal, $"a message is malformed: {e.Message}"),
@@ -2275,6 +2281,7 @@ sealed class Client(CallSettings settings, Trace trace)
 
     string WhyNot(SocketException e) => e.SocketErrorCode switch
     {
+        // What may not be looked at is not known to be missing.
         SocketError.AccessDenied => $"cannot connect to {endpoint}: {e.Message}",
         _ when endpoint.PathFault is { } fault => $"nothing listens at {endpoint}: {fault}",
         _ when endpoint.UnixPath is { } path && !Path.Exists(path) => $"nothing listens at {endpoint}: there is no such file",
@@ -2427,6 +2434,7 @@ sealed class Ping(Client client, TimeSpan every, long count) : Input<FindMaximum
         if (last > 0)
             await timer.WaitForNextTickAsync(cancel);
         else
+            // The first number leaves once there is a connection, and the others by the time of this one.
             timer.Period = every;
         unanswered[++last] = Trace.Now;
         Current = new() { Number = last };
