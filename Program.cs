@@ -1418,9 +1418,11 @@ sealed class Server : IAsyncDisposable
                     : new(StatusCode.Internal, $"malformed grpc-timeout: {timeout}"));
             }
             var (number, start, end) = (Interlocked.Increment(ref server.streams), Trace.Now, StatusCode.Cancelled);
-            var peer = http.Connection.RemoteIpAddress is { } ip ? Tcp.Plain(new IPEndPoint(ip, http.Connection.RemotePort)) : null;
             if (server.verbose)
+            {
+                var peer = http.Connection.RemoteIpAddress is { } ip ? Tcp.Plain(new IPEndPoint(ip, http.Connection.RemotePort)) : null;
                 Stdio.Tell($"stream {number} from {peer?.ToString() ?? "a Unix socket"}: {method[1..]}");
+            }
             try
             {
                 await continuation(requests, responses, context);
