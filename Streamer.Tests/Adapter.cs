@@ -146,16 +146,16 @@ public class Adapter(SharedServer streamer, PlainGrpc plain) : IClassFixture<Pla
     }
 
     [Fact]
-    public void ServersAnswerNumbersAlike() => Check(numbers, 200, stream => ServersAreAlikeAsync(Grpc.FindMaximum, stream));
+    public void ServersAnswerNumbersAlike() => Check(numbers, Tool.Cases(200), stream => ServersAreAlikeAsync(Grpc.FindMaximum, stream));
 
     [Fact]
-    public void ServersAnswerNamesAlike() => Check(names, 200, stream => ServersAreAlikeAsync(Grpc.GreetEveryone, stream));
+    public void ServersAnswerNamesAlike() => Check(names, Tool.Cases(200), stream => ServersAreAlikeAsync(Grpc.GreetEveryone, stream));
 
     [Fact]
-    public void ClientsPrintNumbersAlike() => Check(numbers, 40, stream => ClientsAreAlikeAsync("max", Grpc.FindMaximum, stream));
+    public void ClientsPrintNumbersAlike() => Check(numbers, Tool.Cases(40), stream => ClientsAreAlikeAsync("max", Grpc.FindMaximum, stream));
 
     [Fact]
-    public void ClientsPrintGreetingsAlike() => Check(greetings, 40, stream => ClientsAreAlikeAsync("greet", Grpc.GreetEveryone, stream));
+    public void ClientsPrintGreetingsAlike() => Check(greetings, Tool.Cases(40), stream => ClientsAreAlikeAsync("greet", Grpc.GreetEveryone, stream));
 
     static void Check(Gen<Stream> streams, int count, Func<Stream, Task> test) => Prop.ForAll(streams.ToArbitrary(), test).Check(Config.QuickThrowOnFailure.WithMaxTest(count));
 

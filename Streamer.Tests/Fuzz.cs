@@ -3,7 +3,9 @@ namespace Streamer.Tests;
 /// <summary>Bodies that nobody would send, by the thousand.</summary>
 public class Fuzz(ITestOutputHelper output)
 {
-    const int Seed = 20260727, Calls = 10_000, CallsPerCheck = 100, ChecksToWarmUp = 20;
+    const int Seed = 20260727, CallsPerCheck = 100, ChecksToWarmUp = 20;
+
+    static readonly int calls = Tool.Cases(10_000);
 
     // Watch is left out: it never ends by itself.
     static readonly (string Path, byte[][] Messages)[] methods =
@@ -26,7 +28,7 @@ public class Fuzz(ITestOutputHelper output)
         var random = new Random(Seed);
         await using var server = await RunningServer.StartAsync();
         var warm = 0L;
-        for (var check = 0; check < Calls / CallsPerCheck; check++)
+        for (var check = 0; check < Fuzz.calls / CallsPerCheck; check++)
         {
             await using var peer = await Http2Peer.ConnectAsync(server.Port);
             var calls = Enumerable.Range(0, CallsPerCheck).Select(_ => Call(random)).ToArray();

@@ -1,5 +1,3 @@
-using System.Text.Json;
-
 namespace Streamer.Tests;
 
 /// <summary>What `dotnet pack` makes on a machine, and which package a machine gets (.ci/run packs before the tests).</summary>
@@ -30,50 +28,59 @@ public class Installs
 
     static string Version() => Path.GetFileName(Directory.GetFiles(packages, "Streamer.*.nupkg").Single(file => char.IsDigit(Path.GetFileName(file)["Streamer.".Length])))["Streamer.".Length..^".nupkg".Length];
 
-    [Theory, InlineData("linux-x64", "gcc"), InlineData("linux-arm64", "clang"), InlineData("linux-musl-x64", "gcc")]
-    public Task WithACompilerTheMachinesPackageIsNative(string machine, string compiler) => IsPackedAsync(machine, compiler, isNative: true);
-
-    // What .NET links with is `clang` or `gcc`, not any `cc`; on a Mac the latter are found in folders of their own.
-    [Theory, InlineData("linux-x64", "cc"), InlineData("linux-musl-x64", "cc"), InlineData("win-x64", "gcc")]
-    public Task WithoutOneItIsReadyToRun(string machine, string compiler) => IsPackedAsync(machine, compiler, isNative: false);
-
-    static async Task IsPackedAsync(string machine, string compiler, bool isNative)
-    {
-        using var folder = new TempFolder();
-        File.WriteAllText(folder[compiler], "");
-        // What holds for one machine and no other is its compiler; the rest is seen on one.
-        foreach (var restores in machine == "linux-x64" ? new[] { false, true } : [false])
-        {
-            var own = await EvaluateAsync(folder[""], $"NETCoreSdkPortableRuntimeIdentifier={machine}", "Configuration=Release", restores ? "MSBuildIsRestoring=true" : $"RuntimeIdentifier={machine}");
-            Assert.Equal((isNative, !isNative), (own.IsNative, own.IsReadyToRun));
-        }
-        foreach (var other in machine == "linux-x64" ? ["any", "linux-musl", "linux-bionic"] : (string[])[])
-        {
-            var portable = await EvaluateAsync(folder[""], $"NETCoreSdkPortableRuntimeIdentifier={machine}", "Configuration=Release", $"RuntimeIdentifier={other}");
-            Assert.Equal((false, false), (portable.IsNative, portable.IsReadyToRun));
-        }
-        var all = await EvaluateAsync(folder[""], $"NETCoreSdkPortableRuntimeIdentifier={machine}", "Configuration=Release");
-        Assert.Equal((false, false, $"{machine};linux-musl;linux-bionic;any"), all);
-    }
-
     [Fact]
-    public async Task WhatOnlyRunsNeedsNoCompilerAndNothingThatBelongsToOne()
+    public async Task AMachinesPackageIsNativeWhereItHasACompiler()
     {
-        using var folder = new TempFolder();
-        File.WriteAllText(folder["gcc"], "");
-        Assert.Equal((false, false, ""), await EvaluateAsync(folder[""], "MSBuildIsRestoring=true"));
-        Assert.Equal((false, false, ""), await EvaluateAsync(folder[""], "Configuration=Debug"));
+        var cases = new List<(string Machine, string Compiler, string Properties, string Expected)>();
+        // What .NET links with is `clang` or `gcc`, not any `cc`; on a Mac the latter are found in folders of their own.
+        foreach (var (machine, compiler, isNative) in new[]
+        {
+            ("linux-x64", "gcc", true), ("linux-arm64", "clang", true), ("linux-musl-x64", "gcc", true),
+            ("linux-x64", "cc", false), ("linux-musl-x64", "cc", false), ("win-x64", "gcc", false),
+        })
+        {
+            var own = isNative ? "true||" : "|true|";
+            Add("", $"||{machine} linux-musl linux-bionic any");
+            Add($"RuntimeIdentifier={machine}", own);
+            Add("MSBuildIsRestoring=true", $"{own}{machine} linux-musl linux-bionic any");
+            foreach (var other in new[] { "any", "linux-musl", "linux-bionic" })
+                Add($"RuntimeIdentifier={other}", "||");
+
+            void Add(string properties, string expected) =>
+                cases.Add((machine, compiler, $"Configuration=Release;NETCoreSdkPortableRuntimeIdentifier={machine};{properties}", expected));
+        }
+        // What only runs needs no compiler, and nothing that belongs to one.
+        cases.Add(("linux-x64", "gcc", "MSBuildIsRestoring=true", "||"));
+        cases.Add(("linux-x64", "gcc", "Configuration=Debug", "||"));
+        Assert.Equal(cases.Select(one => (one, one.Expected)), cases.Zip(await EvaluateAsync(cases)));
     }
 
-    static async Task<(bool IsNative, bool IsReadyToRun, string Packages)> EvaluateAsync(string path, params string[] properties)
+    // All in one process: to start MSBuild takes longer than what it does here.
+    static async Task<string[]> EvaluateAsync(List<(string Machine, string Compiler, string Properties, string Expected)> cases)
     {
-        await using var build = Running.StartProcess("dotnet",
-            ["msbuild", Path.Combine(root, "Streamer.csproj"), "-getProperty:PublishAot,PublishReadyToRun,RuntimeIdentifiers", .. properties.Select(property => $"-p:{property}")], [.. quiet, ("PATH", path)]);
+        using var folder = new TempFolder();
+        foreach (var compiler in cases.Select(one => one.Compiler).Distinct())
+            File.WriteAllText(Path.Combine(Directory.CreateDirectory(folder[$"has-{compiler}"]).FullName, compiler), "");
+        File.WriteAllText(folder["tell.targets"], """
+            <Project>
+              <Target Name="Tell">
+                <WriteLinesToFile File="$(Told)" Lines="$(PublishAot)|$(PublishReadyToRun)|$(RuntimeIdentifiers.Replace(';', ' '))" />
+              </Target>
+            </Project>
+            """);
+        File.WriteAllText(folder["all.proj"], $"""
+            <Project>
+              <ItemGroup>
+            {string.Concat(cases.Select((one, i) => $"""    <Case Include="{root}/Streamer.csproj" AdditionalProperties="PATH={folder[$"has-{one.Compiler}"]};Told={folder[$"{i}"]};{one.Properties}" />{'\n'}"""))}
+              </ItemGroup>
+              <Target Name="All">
+                <MSBuild Projects="@(Case)" Targets="Tell" Properties="CustomAfterMicrosoftCommonTargets={folder["tell.targets"]}" />
+              </Target>
+            </Project>
+            """);
+        await using var build = Running.StartProcess("dotnet", ["msbuild", folder["all.proj"], "-v:minimal"], quiet);
         var result = await build.EndAsync();
         Assert.True(result.ExitCode == 0, $"{result}");
-        var told = JsonDocument.Parse(result.Output).RootElement.GetProperty("Properties");
-        return (Is("PublishAot"), Is("PublishReadyToRun"), told.GetProperty("RuntimeIdentifiers").GetString()!);
-
-        bool Is(string name) => told.GetProperty(name).GetString() == "true";
+        return [.. cases.Select((_, i) => File.ReadAllText(folder[$"{i}"]).TrimEnd())];
     }
 }

@@ -66,7 +66,7 @@ public class Streaming(SharedServer server)
         await using var own = await RunningServer.StartAsync();
         await using var client = Running.Start("max", "--address", own.Address);
         var chunk = Repeat("1\n"u8);
-        for (var sent = 0L; sent < 48 << 20; sent += chunk.Length)
+        for (var sent = 0L; sent < (long)Tool.Cases(48) << 20; sent += chunk.Length)
             await client.Input.BaseStream.WriteAsync(chunk).AsTask().WaitAsync(Tool.Patience);
         AssertConstantMemory(client, own.Process);
         client.Input.Close();
@@ -81,7 +81,7 @@ public class Streaming(SharedServer server)
         var chunk = Repeat("Ada\n"u8);
         var answers = CountAsync(client.Output.BaseStream);
         var sent = 0L;
-        for (; sent < 24 << 20; sent += chunk.Length)
+        for (; sent < (long)Tool.Cases(24) << 20; sent += chunk.Length)
             await client.Input.BaseStream.WriteAsync(chunk).AsTask().WaitAsync(Tool.Patience);
         AssertConstantMemory(client, own.Process);
         client.Input.Close();

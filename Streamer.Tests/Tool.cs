@@ -23,7 +23,7 @@ static class Tool
 
     static bool IsManaged(string tool) => tool.EndsWith(".dll", StringComparison.Ordinal);
 
-    /// <summary>How many of so many cases to run where each starts a process: a native one is there in no time.</summary>
+    /// <summary>How many of so many cases to run, or how much of so much input to give: a native tool, which has them all, takes no time.</summary>
     public static int Cases(int many) => Command.Arguments is [] ? many : many / 4;
 
     /// <summary>Types a line into bash, where `streamer` is the tool, and waits for its end.</summary>
