@@ -118,7 +118,7 @@ static class Program
             if (output.ToString() is { Length: > 0 } text)
             {
                 Stdio.Output.Write(Encoding.UTF8.GetBytes(text));
-                await Stdio.FlushAsync();
+                Stdio.Flush();
             }
             return exitCode > 128 ? Signals.EndBy(exitCode) : exitCode;
         }
@@ -683,16 +683,14 @@ static class Stdio
 
     /// <summary>Writes what has gathered.</summary>
     /// <exception cref="Problem">It cannot be written, which is no problem where the reader of a pipe is gone.</exception>
-    public static Task FlushAsync()
+    public static void Flush()
     {
         Settle();
         var error = Write(output, Output.WrittenSpan);
         Output.ResetWrittenCount();
-        if (error is null)
-            return Task.CompletedTask;
         // EPIPE, ERROR_BROKEN_PIPE and ERROR_NO_DATA.
-        var isReaderGone = (uint)error.HResult is 32 or 0x8007006D or 0x800700E8;
-        throw new Problem(isReaderGone ? 0 : 1, $"stdout: {error.Message}");
+        if (error is not null)
+            throw new Problem((uint)error.HResult is 32 or 0x8007006D or 0x800700E8 ? 0 : 1, $"stdout: {error.Message}");
     }
 
     /// <summary>Tells the user one line on stderr. What finds no room within a moment is dropped, and all else until there is.</summary>
@@ -1286,7 +1284,7 @@ sealed class Server : IAsyncDisposable
         foreach (var endpoint in Stdio.HasOutput ? server.Endpoints : [])
             Stdio.Output.Write(Encoding.UTF8.GetBytes($"listening on {endpoint}\n"));
         // A stdout that is full must not keep a signal from ending this.
-        await await Task.WhenAny(Task.Run(Stdio.FlushAsync), first.Task);
+        await await Task.WhenAny(Task.Run(Stdio.Flush), first.Task);
         var exitCode = await first.Task;
         var before = server.running;
         var streams = before == 1 ? "stream is" : "streams are";
@@ -1970,7 +1968,7 @@ sealed class Client(CallSettings settings, Trace trace)
                 if (!coming.IsCompleted)
                 {
                     Trace.Rests();
-                    await Stdio.FlushAsync();
+                    Stdio.Flush();
                 }
                 if (!await coming)
                     return (StatusCode.OK, "");
@@ -1978,7 +1976,7 @@ sealed class Client(CallSettings settings, Trace trace)
                 print(call.ResponseStream.Current);
                 // Answers may come faster than a wait for them does.
                 if (Stdio.Output.WrittenCount >= Adapter.Full)
-                    await Stdio.FlushAsync();
+                    Stdio.Flush();
             }
         }
         catch (Exception e) when (e is OperationCanceledException or RpcException { Status.DebugException: OperationCanceledException }
@@ -1994,7 +1992,7 @@ sealed class Client(CallSettings settings, Trace trace)
         finally
         {
             call.Dispose();
-            await Stdio.FlushAsync();
+            Stdio.Flush();
         }
     }
 

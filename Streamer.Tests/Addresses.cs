@@ -51,7 +51,7 @@ public class Addresses(SharedServer server)
             Assert.Equal(new(1, "", $"streamer: cannot listen at {port.Address}: the address is in use\n"), await ended);
             ends.Remove(ended);
         }
-        Assert.Equal(One, await Tool.RunAsync("1", "max", "--wait-for-ready", "--address", port.Address));
+        Assert.Equal(One, await OneProcess.RunAsync("1", "max", "--wait-for-ready", "--address", port.Address));
     }
 
     // Ports 80 and 443 of this machine's second loopback address are nobody's.
@@ -105,7 +105,7 @@ public class Addresses(SharedServer server)
         using var listener = new TcpListener(IPAddress.Loopback, 0);
         listener.Start();
         var address = $"{scheme}://{listener.LocalEndpoint}";
-        var running = Tool.RunAsync("1", "max", "--address", address);
+        var running = OneProcess.RunAsync("1", "max", "--address", address);
         using var connection = await listener.AcceptSocketAsync(TestContext.Current.CancellationToken);
         // Only what has been read to its end is closed without a reset, which might cost the client the answer.
         await connection.ReceiveAsync(new byte[64 * 1024]);

@@ -6,7 +6,7 @@ namespace Streamer.Tests;
 public class CommandLine(SharedServer server)
 {
     [Fact]
-    public async Task Max() => Snapshot.Verify((await Tool.RunAsync("1 5 3 6 2 20\n", "max", "--address", server.Address)).ToString());
+    public async Task Max() => Snapshot.Verify((await OneProcess.RunAsync("1 5 3 6 2 20\n", "max", "--address", server.Address)).ToString());
 
     [Fact]
     public Task MaxTakesAnySeparators() => TypeAsync("""
@@ -305,7 +305,7 @@ public class CommandLine(SharedServer server)
         Assert.NotEqual(0, own.Port);
         Assert.Equal(hosts.Select(host => $"http://{host}:{own.Port}"), own.Addresses);
         foreach (var address in own.Addresses)
-            Assert.Equal(new(0, "1\n", ""), await Tool.RunAsync("1", "max", "--address", address));
+            Assert.Equal(new(0, "1\n", ""), await OneProcess.RunAsync("1", "max", "--address", address));
         own.Process.Signal("TERM");
         var end = await own.Process.EndAsync();
         Assert.Equal(("", ""), (end.Output, end.Error));
@@ -316,7 +316,7 @@ public class CommandLine(SharedServer server)
     {
         await using var own = await RunningServer.StartAsync(2, "--listen", "http://127.0.0.1:0", "--listen", "http://127.0.0.2:0");
         foreach (var address in own.Addresses)
-            Assert.Equal(new(0, "Hello Ada!\n", ""), await Tool.RunAsync("Ada", "greet", "--address", address));
+            Assert.Equal(new(0, "Hello Ada!\n", ""), await OneProcess.RunAsync("Ada", "greet", "--address", address));
     }
 
     internal static bool HasIPv6

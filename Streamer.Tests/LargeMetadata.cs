@@ -19,7 +19,7 @@ public sealed class LargeMetadata(SharedServer server)
     [InlineData(250, 10)]
     [InlineData(900, 10)]
     public async Task TokensOfTensOfKilobytesAndHundredsOfFieldsAreServed(int count, int size) =>
-        Assert.Equal(new(0, "1\n", ""), await Tool.RunAsync("1", ["max", "--address", server.Address, .. Fields(count, size)]));
+        Assert.Equal(new(0, "1\n", ""), await OneProcess.RunAsync("1", ["max", "--address", server.Address, .. Fields(count, size)]));
 
     [Fact]
     public async Task TheyCostNobodysStream()
@@ -48,7 +48,7 @@ public sealed class LargeMetadata(SharedServer server)
     [InlineData(20, 25_000)]
     public async Task WhatIsBeyondThatIsCalledSo(int count, int size)
     {
-        var result = await Tool.RunAsync("1", ["max", "--address", server.Address, .. Fields(count, size)]);
+        var result = await OneProcess.RunAsync("1", ["max", "--address", server.Address, .. Fields(count, size)]);
         Assert.InRange(result.ExitCode, 77, 78);
         Assert.Matches($@"^streamer: [A-Z]+: {TooLarge}{server.Address} takes: .+\n\z", result.Error);
     }
@@ -97,7 +97,7 @@ public sealed class LargeMetadata(SharedServer server)
             await refuse(peer, 1);
             peer.Finish();
         });
-        var result = await Tool.RunAsync("", ["max", "--address", fake.Address, .. metadata]);
+        var result = await OneProcess.RunAsync("", ["max", "--address", fake.Address, .. metadata]);
         Assert.NotEqual(0, result.ExitCode);
         Assert.Equal("", result.Output);
         Assert.DoesNotContain(TooLarge, result.Error.Replace($"{TooLarge}{fake.Address} takes: ", ""));

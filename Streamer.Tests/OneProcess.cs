@@ -11,8 +11,8 @@ namespace Streamer.Tests
 {
     /// <summary>
     /// Runs the tool in a process that many command lines share, one after the other: .NET is started and compiled once, and the tool
-    /// loaded anew for each. That loses nothing of what a command line comes to, and costs a tenth. A native tool is just started. Where a
-    /// server waits until the client is gone, or a signal or the system is part of the test, it is one for a process of its own.
+    /// loaded anew for each. It is for what options, addresses, certificates and texts come to; streams, signals, descriptors and
+    /// terminals have real processes, and so has all where the tool is native, which is just started.
     /// </summary>
     sealed class OneProcess
     {
@@ -61,14 +61,9 @@ namespace Streamer.Tests
             });
         }
 
-        /// <summary>Runs the tool with input that comes in pieces, so that its reads end where these do.</summary>
-        internal static async Task<Result> RunAsync(byte[][] pieces, string[] arguments)
-        {
-            if (Pays)
-                return await InTurnAsync(one => one.CallAsync(pieces, arguments));
-            await using var tool = Running.Start(arguments);
-            return await tool.EndAsync(pieces);
-        }
+        /// <summary>Runs the tool with some input.</summary>
+        internal static Task<Result> RunAsync(string input, params string[] arguments) =>
+            Pays ? InTurnAsync(one => one.CallAsync(Encoding.UTF8.GetBytes(input), arguments)) : Tool.RunAsync(input, arguments);
 
         static async Task<Result> InTurnAsync(Func<OneProcess, Task<(Result, bool Rested)>> call)
         {
@@ -91,7 +86,7 @@ namespace Streamer.Tests
             }
         }
 
-        async Task<(Result, bool Rested)> CallAsync(byte[][] pieces, string[] arguments)
+        async Task<(Result, bool Rested)> CallAsync(byte[] input, string[] arguments)
         {
             using AnonymousPipeServerStream stdin = new(PipeDirection.Out), stdout = new(PipeDirection.In), stderr = new(PipeDirection.In);
             AnonymousPipeServerStream[] pipes = [stdin, stdout, stderr];
@@ -109,7 +104,7 @@ namespace Streamer.Tests
 
             async Task FeedAsync()
             {
-                await Running.FeedAsync(stdin, pieces, () => end.IsCompleted);
+                await Running.FeedAsync(stdin, [input], () => end.IsCompleted);
                 stdin.Dispose();
             }
 

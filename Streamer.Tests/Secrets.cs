@@ -14,7 +14,7 @@ public sealed class Secrets(SharedServer server)
         InlineData("max", $"--adress={Url}"), InlineData("max", $"--adress:{Url}"), InlineData($"--address={Url}", "max"),
         InlineData("max", "--method", $"{Url}/FindMaximum"), InlineData("max", "--deadline", Secret), InlineData("ping", "--count", Secret),
         InlineData("serve", "--listen", Url), InlineData("serve", Url), InlineData(Url)]
-    public async Task AnErrorRepeatsNoValue(params string[] arguments) => HoldsNone(await Tool.RunAsync("", arguments));
+    public async Task AnErrorRepeatsNoValue(params string[] arguments) => HoldsNone(await OneProcess.RunAsync("", arguments));
 
     [Fact]
     public async Task NorThatOfAVariable()
@@ -28,7 +28,7 @@ public sealed class Secrets(SharedServer server)
     [Fact]
     public async Task VerboseShowsWhatIsSentAndNotTheValues()
     {
-        var result = await Tool.RunAsync("1", "max", "-v", "--address", server.Address,
+        var result = await OneProcess.RunAsync("1", "max", "-v", "--address", server.Address,
             "-H", $"authorization: Bearer {Secret}", "-H", $"Cookie: {Secret}", "-H", $"expires: {Secret}", "-H", "key-bin: czNjcmV0", "-H", $"x: {Secret}", "-H", $"x: 2{Secret}");
         Assert.Equal((0, "1\n"), (result.ExitCode, result.Output));
         Assert.DoesNotContain(Secret, result.Error);
@@ -49,7 +49,7 @@ public sealed class Secrets(SharedServer server)
             await peer.SendAsync(Frame.Headers(stream, [(":status", "200"), ("content-type", "application/grpc"), cookie, ("x-shown", "1")]));
             await peer.SendAsync(Frame.Headers(stream, [("grpc-status", "0"), cookie], end: true));
         });
-        var result = await Tool.RunAsync("", "max", "-v", "--address", fake.Address);
+        var result = await OneProcess.RunAsync("", "max", "-v", "--address", fake.Address);
         Assert.Equal(0, result.ExitCode);
         Assert.DoesNotContain(Secret, result.Error);
         Assert.Equal(2, result.Error.Split(" < set-cookie: (hidden)\n").Length - 1);

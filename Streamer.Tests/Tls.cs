@@ -193,11 +193,11 @@ public sealed class Tls : IDisposable
         {
             var told = address[0] == '1' ? $"http://{address}" : address;
             Fails(2, $"--cacert, --cert and --insecure are for TLS: call https://HOST:PORT, not {told}",
-                await Tool.RunAsync("", [command, "--address", address, .. options]));
+                await OneProcess.RunAsync("", [command, "--address", address, .. options]));
         }
         string[] plain = ["serve", "--cert", cert, "--key", key, "--listen", "http://127.0.0.1:0"];
-        Fails(2, "--cert and --key are for TLS: ", await Tool.RunAsync("", plain));
-        Fails(2, "--cert and --key are for TLS: ", await Tool.RunAsync("", [.. plain, "--listen", $"unix:{certificates.Folder}/socket"]));
+        Fails(2, "--cert and --key are for TLS: ", await OneProcess.RunAsync("", plain));
+        Fails(2, "--cert and --key are for TLS: ", await OneProcess.RunAsync("", [.. plain, "--listen", $"unix:{certificates.Folder}/socket"]));
         await using var both = await RunningServer.StartAsync(2, [.. plain[1..], "--listen", "https://127.0.0.1:0"]);
     }
 
@@ -206,7 +206,7 @@ public sealed class Tls : IDisposable
     Task<RunningServer> ServeAsync(int endpoints, params string[] arguments) =>
         RunningServer.StartAsync(endpoints, ["--cert", certificates.Server.Cert, "--key", certificates.Server.Key, .. arguments]);
 
-    static Task<Result> MaxAsync(string address, params string[] options) => Tool.RunAsync(Numbers, ["max", "--address", address, .. options]);
+    static Task<Result> MaxAsync(string address, params string[] options) => OneProcess.RunAsync(Numbers, ["max", "--address", address, .. options]);
 
     static void Ok(Result result, string output = Maxima) => Assert.Equal(new(0, output, ""), result);
 

@@ -47,7 +47,11 @@ static class Tool
     public static Task<Result> RunAsync(byte[] input, params string[] arguments) => RunAsync([input], arguments);
 
     /// <summary>Runs the tool with input that comes in pieces, so that its reads end where these do.</summary>
-    public static Task<Result> RunAsync(byte[][] pieces, params string[] arguments) => OneProcess.RunAsync(pieces, arguments);
+    public static async Task<Result> RunAsync(byte[][] pieces, params string[] arguments)
+    {
+        await using var tool = Running.Start(arguments);
+        return await tool.EndAsync(pieces);
+    }
 }
 
 /// <summary>What a process left behind.</summary>

@@ -303,7 +303,7 @@ public sealed class Trust : IDisposable
         }
     }
 
-    static Task<Result> MaxAsync(RunningServer server, params string[] options) => Tool.RunAsync("1\n", ["max", "--address", server.Address, .. options]);
+    static Task<Result> MaxAsync(RunningServer server, params string[] options) => OneProcess.RunAsync("1\n", ["max", "--address", server.Address, .. options]);
 
     static void Fails(int exitCode, string line, Result result)
     {
