@@ -25,7 +25,7 @@ public class Drain
     // A busy machine may close the connection before the reason has left.
     const string ShuttingDown = $@"\Astreamer: UNAVAILABLE: (server is shutting down|\S+ shut down before the stream had ended|the connection to \S+ was lost){Verbose.Counts}\n\z";
 
-    static Task<RunningServer> ServeAsync(int drain) => RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", $"{drain}");
+    static Task<RunningServer> ServeAsync(int drain) => RunningServer.StartAsync("--drain", $"{drain}");
 
     static async Task<Running> CallAsync(RunningServer server)
     {

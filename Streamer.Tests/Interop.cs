@@ -89,7 +89,7 @@ public class Interop(SharedServer server, PeerServers peers) : IClassFixture<Pee
     [Theory, MemberData(nameof(Peers))]
     public async Task PeerIsToldOfShutdown(string peer)
     {
-        await using var server = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", "0.5");
+        await using var server = await RunningServer.StartAsync("--drain", "0.5");
         await using var client = Peer.Call(peer, server.Address, Greet);
         await client.TurnAsync("Ada", "Hello Ada!");
         server.Process.Signal("TERM");

@@ -208,7 +208,7 @@ sealed class Site : IAsyncDisposable
     {
         var program = Program(name);
         var servers = await Task.WhenAll(Enumerable.Range(0, instead is null ? 3 : 0)
-            .Select(_ => RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "--drain", $"{drain}")));
+            .Select(_ => RunningServer.StartAsync("--drain", $"{drain}")));
         // Neither proxy takes port 0.
         var port = new FreePort();
         var folder = Directory.CreateTempSubdirectory("streamer-");

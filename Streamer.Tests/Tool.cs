@@ -278,6 +278,8 @@ sealed class Running : IAsyncDisposable
 /// <summary>A running `streamer serve` on free ports.</summary>
 sealed class RunningServer : IAsyncDisposable
 {
+    FreePort? port;
+
     RunningServer(Running process, string[] addresses) => (Process, Addresses) = (process, addresses);
 
     /// <summary>In MiB, for what is done to a server thousands of times: several times as much would be in use if something of each stayed.</summary>
@@ -291,8 +293,14 @@ sealed class RunningServer : IAsyncDisposable
     public string Address => Addresses[0];
     public int Port => new Uri(Address).Port;
 
-    /// <summary>Serves at http://127.0.0.1:0.</summary>
-    public static Task<RunningServer> StartAsync() => StartAsync(1, "--listen", "http://127.0.0.1:0");
+    /// <summary>Serves at a port of 127.0.0.1 where nobody else will, also when it no longer listens.</summary>
+    public static async Task<RunningServer> StartAsync(params string[] arguments)
+    {
+        var port = new FreePort();
+        var server = await StartAsync(1, ["--listen", port.Address, .. arguments]);
+        server.port = port;
+        return server;
+    }
 
     /// <summary>Serves with these arguments, and waits for as many lines as there are endpoints.</summary>
     public static Task<RunningServer> StartAsync(int endpoints, params string[] arguments) => StartWithAsync([], endpoints, arguments);
@@ -307,7 +315,11 @@ sealed class RunningServer : IAsyncDisposable
         return new(process, addresses);
     }
 
-    public ValueTask DisposeAsync() => Process.DisposeAsync();
+    public async ValueTask DisposeAsync()
+    {
+        await Process.DisposeAsync();
+        port?.Dispose();
+    }
 }
 
 /// <summary>A server that all tests share which do not end it, count what it has open or measure it.</summary>

@@ -153,7 +153,7 @@ public sealed class Verbose(SharedServer server)
     [Fact]
     public async Task ServeTellsTheStatusThatThePeerGets()
     {
-        await using var own = await RunningServer.StartAsync(1, "--listen", "http://127.0.0.1:0", "-v");
+        await using var own = await RunningServer.StartAsync("-v");
         await using var peer = await Http2Peer.ConnectAsync(own.Port);
         foreach (var (status, body, fields) in new (Status, byte[], (string, string?)[])[]
         {
