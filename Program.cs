@@ -591,18 +591,13 @@ sealed class NameInput : TextInput<GreetEveryoneRequest>
             Line++;
             // A byte order mark counts as white space.
             var name = Encoding.UTF8.GetString(line).Replace('\uFEFF', ' ').Trim();
-            if (name != "")
-                return new() { Greeting = Split(name) };
+            var end = 0;
+            while (end < name.Length && !char.IsWhiteSpace(name[end]))
+                end++;
+            if (end > 0)
+                return new() { Greeting = new() { FirstName = name[..end], LastName = name[end..].TrimStart() } };
         }
         return null;
-    }
-
-    static Greeting Split(string name)
-    {
-        var end = 0;
-        while (end < name.Length && !char.IsWhiteSpace(name[end]))
-            end++;
-        return new() { FirstName = name[..end], LastName = name[end..].TrimStart() };
     }
 }
 
