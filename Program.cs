@@ -210,7 +210,10 @@ static class Program
         return ClientCommand("ping", "Keep a stream open and time its answers.", findMaximum, (client, parsed) =>
         {
             var interval = Duration("--every", 0.001, parsed.GetValue(every) ?? "1");
-            return new Ping(client, interval, parsed.GetValue(count) is { } text ? Count(text) : long.MaxValue).RunAsync();
+            var numbers = long.MaxValue;
+            if (parsed.GetValue(count) is { } text && (!long.TryParse(text, NumberStyles.None, null, out numbers) || numbers == 0))
+                throw new Problem(2, "--count takes a number from 1");
+            return new Ping(client, interval, numbers).RunAsync();
         }, every, count);
     }
 
@@ -269,10 +272,6 @@ static class Program
             return TimeSpan.FromSeconds(value * unit);
         throw new Problem(2, $"{option} takes seconds from {least} to 4000000, or 500ms, 5s, 1m, 1h");
     }
-
-    static long Count(string text) =>
-        long.TryParse(text, NumberStyles.None, null, out var count) && count > 0
-            ? count : throw new Problem(2, "--count takes a number from 1");
 
     static (string Service, string Name) ParseMethod(string text)
     {
