@@ -874,11 +874,11 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         Func<PipeReader?> pipe, IAsyncStreamReader<T> library, Marshaller<T> marshaller, CancellationToken stop, bool endIsAll)
         : DeserializationContext, IAsyncStreamReader<T> where T : class
     {
-        // What the last read gave, and a copy of its front, of which so much has been taken; the message behind it has this size.
+        // What the last read gave, and a copy of its front, of which so much has been taken; the payload behind it is so long.
         PipeReader? reading;
         ReadOnlySequence<byte> arrived;
         byte[] front = [];
-        int taken, size;
+        int taken, length;
 
         public T Current { get; private set; } = null!;
 
@@ -900,10 +900,9 @@ sealed class Adapter(params object[] marshallers) : Interceptor
             var bytes = front.AsSpan(taken);
             if (bytes.Length < PrefixSize || bytes[0] != 0)
                 return false;
-            var length = BinaryPrimitives.ReadUInt32BigEndian(bytes[1..]);
-            if (length > bytes.Length - PrefixSize)
+            length = BinaryPrimitives.ReadInt32BigEndian(bytes[1..]);
+            if ((uint)length > bytes.Length - PrefixSize)
                 return false;
-            size = PrefixSize + (int)length;
             try
             {
                 Current = marshaller.ContextualDeserializer(this);
@@ -912,7 +911,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
             {
                 return false;
             }
-            taken += size;
+            taken += PrefixSize + length;
             Count++;
             return true;
         }
@@ -971,9 +970,9 @@ sealed class Adapter(params object[] marshallers) : Interceptor
             (reading, arrived, front, taken) = (null, default, [], 0);
         }
 
-        public override int PayloadLength => size - PrefixSize;
+        public override int PayloadLength => length;
         public override byte[] PayloadAsNewBuffer() => PayloadAsReadOnlySequence().ToArray();
-        public override ReadOnlySequence<byte> PayloadAsReadOnlySequence() => new(front, taken + PrefixSize, PayloadLength);
+        public override ReadOnlySequence<byte> PayloadAsReadOnlySequence() => new(front, taken + PrefixSize, length);
     }
 
     /// <summary>Gathers messages, and sends them when no more is sure to follow at once.</summary>
