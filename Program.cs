@@ -539,7 +539,7 @@ sealed class NumberInput : TextInput<FindMaximumRequest>
 
     protected override FindMaximumRequest? Take(ref ReadOnlySpan<byte> text)
     {
-        for (var size = Separator(text); size > 0; size = Separator(text))
+        while (Separator(text) is > 0 and var size)
         {
             if (text[0] == '\n')
                 Line++;
