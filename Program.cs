@@ -342,12 +342,12 @@ sealed record Endpoint(Uri Url, string? UnixPath)
         if (text.StartsWith("unix:", StringComparison.Ordinal))
             return UnixSocket(source, text[5..]);
         var hasScheme = text.Contains("://", StringComparison.Ordinal);
-        var port = text.TrimStart(':');
-        var isIPv6 = !text.StartsWith('[') && IPAddress.TryParse(text, out var ip) && ip.AddressFamily == AddressFamily.InterNetworkV6;
+        var url = hasScheme ? text : $"http://{text}";
+        if (!text.StartsWith('[') && IPAddress.TryParse(text, out var ip) && ip.AddressFamily == AddressFamily.InterNetworkV6)
+            url = $"http://[{text}]";
         // Uri takes a plain number for a host's address.
-        var url = hasScheme ? text
-            : isIPv6 ? $"http://[{text}]"
-            : port.Length > 0 && port.All(char.IsAsciiDigit) ? $"http://localhost:{port}" : $"http://{text}";
+        else if (text.TrimStart(':') is not "" and var port && port.All(char.IsAsciiDigit))
+            url = $"http://localhost:{port}";
         // Nor does it know a host "*": any address, also of IPv4, is [::] where there is IPv6.
         url = url.Replace("//*", Socket.OSSupportsIPv6 ? "//[::]" : "//0.0.0.0");
         if (!Uri.TryCreate(url, UriKind.Absolute, out var uri)
