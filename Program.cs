@@ -456,7 +456,7 @@ abstract class TextInput<T> : Input<T> where T : class
 
     public override bool HasMore => next is not null;
 
-    /// <summary>Whether stdin has ended: what <see cref="Take"/> is given then is all there is.</summary>
+    /// <summary>Whether stdin has ended: what <see cref="Parse"/> is given then is all there is.</summary>
     protected bool Ended { get; private set; }
 
     /// <summary>The number of the line that comes next.</summary>
@@ -466,7 +466,7 @@ abstract class TextInput<T> : Input<T> where T : class
     protected (string Message, int Length)? Fault { get; set; }
 
     /// <summary>Takes one request off the front of the text; null where more text is needed or there is a fault.</summary>
-    protected abstract T? Take(ref ReadOnlySpan<byte> text);
+    protected abstract T? Parse(ref ReadOnlySpan<byte> text);
 
     /// <summary>Takes the next request, and waits for one; false at the end.</summary>
     /// <exception cref="Problem">The text is not what the command takes. What came before it has been taken already.</exception>
@@ -514,7 +514,7 @@ abstract class TextInput<T> : Input<T> where T : class
         if (Fault is not null)
             return null;
         ReadOnlySpan<byte> text = buffer.AsSpan(start, end - start);
-        var request = Take(ref text);
+        var request = Parse(ref text);
         start = end - text.Length;
         return request;
     }
@@ -537,7 +537,7 @@ sealed class NumberInput : TextInput<FindMaximumRequest>
     // Leading zeros are fine, but not without end: a token must fit in memory to be parsed.
     const int MaxLength = 4096;
 
-    protected override FindMaximumRequest? Take(ref ReadOnlySpan<byte> text)
+    protected override FindMaximumRequest? Parse(ref ReadOnlySpan<byte> text)
     {
         while (Separator(text) is > 0 and var size)
         {
@@ -549,6 +549,7 @@ sealed class NumberInput : TextInput<FindMaximumRequest>
         var end = length;
         while (end < text.Length && Separator(text[end..]) == 0)
             end++;
+        // What ends where the text does may go on with the next that comes.
         if (end == 0 || end == text.Length && !Ended && end <= MaxLength)
             return null;
         if (!isNumber || length < end || end > MaxLength)
@@ -572,7 +573,7 @@ sealed class NameInput : TextInput<GreetEveryoneRequest>
     // With the message around it, a longer one would be more than servers take: gRPC's usual limit is 4 MiB.
     const int MaxLength = 4 * 1024 * 1024 - 32;
 
-    protected override GreetEveryoneRequest? Take(ref ReadOnlySpan<byte> text)
+    protected override GreetEveryoneRequest? Parse(ref ReadOnlySpan<byte> text)
     {
         while (!text.IsEmpty)
         {
@@ -923,7 +924,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
             try
             {
                 var open = pipe();
-                var read = open is null ? default : await ReadAsync(open, cancel);
+                var read = open is null ? default : await ReadPipeAsync(open, cancel);
                 (reading, arrived) = (open, read.Buffer);
                 // A copy, as the pipe's pieces are small and messages lie across them.
                 front = arrived.Slice(0, Math.Min(arrived.Length, PrefixSize + Full)).ToArray();
@@ -950,15 +951,15 @@ sealed class Adapter(params object[] marshallers) : Interceptor
         }
 
         // A cancellation ends the wait, but not before what has arrived is read.
-        async ValueTask<ReadResult> ReadAsync(PipeReader open, CancellationToken cancel)
+        async ValueTask<ReadResult> ReadPipeAsync(PipeReader open, CancellationToken cancel)
         {
             if (open.TryRead(out var read))
                 return read;
             await BeforeWait();
-            var reading = open.ReadAsync(CancellationToken.None);
-            using var stopped = reading.IsCompleted ? default : stop.UnsafeRegister(Cancel, open);
-            using var cancelled = reading.IsCompleted ? default : cancel.UnsafeRegister(Cancel, open);
-            return await reading;
+            var coming = open.ReadAsync(CancellationToken.None);
+            using var stopped = coming.IsCompleted ? default : stop.UnsafeRegister(Cancel, open);
+            using var cancelled = coming.IsCompleted ? default : cancel.UnsafeRegister(Cancel, open);
+            return await coming;
 
             static void Cancel(object? pipe) => ((PipeReader)pipe!).CancelPendingRead();
         }
@@ -989,7 +990,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
 
         public WriteOptions? WriteOptions { get; set; }
 
-        /// <summary>How many messages have been written.</summary>
+        /// <summary>How many messages have been written, but for those that the library did.</summary>
         public long Count { get; private set; }
 
         /// <summary>Whether there is something to flush.</summary>
@@ -1056,6 +1057,7 @@ sealed class Adapter(params object[] marshallers) : Interceptor
 
         public override void Complete()
         {
+            // An empty message has asked for no room, which its prefix needs.
             GetSpan(0);
             buffer[end] = 0;
             BinaryPrimitives.WriteInt32BigEndian(buffer.AsSpan(end + 1), at - end - PrefixSize);
