@@ -1269,6 +1269,9 @@ sealed class Server : IAsyncDisposable
     public List<Endpoint> Endpoints { get; } = [];
 
     /// <summary>Serves until a signal asks it to end, drains, and gives the exit code.</summary>
+    /// <param name="drain">How long running streams may go on after the signal.</param>
+    /// <param name="verbose">Whether each stream is told of on stderr, in words that may change.</param>
+    /// <exception cref="Problem">An endpoint is not one to listen at, or cannot be listened at.</exception>
     public static async Task<int> RunAsync(Endpoint[] endpoints, Func<SslServerAuthenticationOptions>? tls, TimeSpan drain, bool verbose)
     {
         await using var server = new Server { verbose = verbose };
@@ -1292,6 +1295,7 @@ sealed class Server : IAsyncDisposable
         return second.Task.IsCompleted ? await second.Task : cut > 0 ? exitCode : 0;
     }
 
+    /// <summary>Starts to serve.</summary>
     /// <exception cref="Problem">An endpoint is not one to listen at, or cannot be listened at.</exception>
     public async Task StartAsync(Endpoint[] endpoints, Func<SslServerAuthenticationOptions>? tls)
     {
@@ -1618,8 +1622,10 @@ sealed class Server : IAsyncDisposable
 
 static class Tcp
 {
-    // When data stays unacknowledged for so long: the system's own patience is a quarter of an hour, and keepalive is for
-    // connections that have no data under way. What a listener accepts inherits it.
+    /// <summary>
+    /// Ends a connection, or all that a socket will accept, when data stays unacknowledged for so long: the system's own
+    /// patience is a quarter of an hour, and keepalive is for connections that have no data under way.
+    /// </summary>
     public static void GiveUpAfter(Socket socket, TimeSpan time)
     {
         const int userTimeout = 18;
@@ -1627,8 +1633,10 @@ static class Tcp
             socket.SetRawSocketOption((int)SocketOptionLevel.Tcp, userTimeout, BitConverter.GetBytes((int)time.TotalMilliseconds));
     }
 
-    // Lets a listener finish the handshakes that are under way, and begin none: its end would reset a connection that the
-    // system has made already, with the peer's first request on it. A newcomer asks again a second later.
+    /// <summary>
+    /// Lets a listener finish the handshakes that are under way, and begin none: its end would reset a connection that the
+    /// system has made already, with the peer's first request on it. A newcomer asks again a second later.
+    /// </summary>
     public static void IgnoreNewcomers(Socket listener)
     {
         const int socketLevel = 1, attachFilter = 26;
@@ -1710,6 +1718,7 @@ static class Tls
     static bool isSure;
 
     /// <summary>Gives the options for each new connection, with the files as they are then; null where there is no certificate.</summary>
+    /// <exception cref="Problem">A file is missing or does not hold what it should.</exception>
     public static Func<SslServerAuthenticationOptions>? ForServer(string? cert, string? key, string? clientCa)
     {
         if (cert is null != key is null || cert is null && clientCa is not null)
@@ -1776,6 +1785,7 @@ static class Tls
     }
 
     /// <summary>Makes sure of OpenSSL, as without it .NET ends the process: the names are those that it looks for.</summary>
+    /// <exception cref="Problem">It is not installed.</exception>
     public static void Require()
     {
         if (isSure || !OperatingSystem.IsLinux())
@@ -1854,7 +1864,10 @@ static class Tls
 // The client
 // ---------------------------------------------------------------------------------------------
 
-/// <summary>What is asked of a call, as the options have it; where nobody answers, a server in this process may.</summary>
+/// <summary>What is asked of a call, as the options have it.</summary>
+/// <param name="ReadsInput">Whether its messages come from stdin.</param>
+/// <param name="MayServeItself">Whether a server in this process answers when nobody else does.</param>
+/// <param name="Trust">Null for whom the system trusts.</param>
 sealed record CallSettings(
     Endpoint Endpoint, (string Service, string Name) Method, Metadata Metadata, TimeSpan? Deadline, bool WaitForReady, bool ReadsInput,
     bool MayServeItself, X509Certificate2Collection? Trust, SslStreamCertificateContext? Certificate, bool Insecure);
@@ -1922,6 +1935,7 @@ sealed class Client(CallSettings settings, Trace trace)
         throw new Problem(64 + (int)code, $"{NameOf(code)}{(message == "" ? "" : ": ")}{message}{counts}");
     }
 
+    /// <summary>Ends the call from this side, with an exit code.</summary>
     public void End(int exitCode)
     {
         ended.TrySetResult(exitCode);
@@ -2288,9 +2302,11 @@ sealed class Client(CallSettings settings, Trace trace)
     static string? One(HttpHeaders headers, string name) => headers.NonValidated.TryGetValues(name, out var values) ? values.First() : null;
 }
 
-// What happens on a stream: each event with --verbose, its numbers with --stats and in errors. Scripts may rely on the time of
-// an event, in seconds since the call began, on its mark (as curl's: * what happens, > what leaves, < what comes) with the
-// message behind it, and on the four numbers that the last line begins with; all other words may change.
+/// <summary>
+/// What happens on a stream: each event with --verbose, its numbers with --stats and in errors. Scripts may rely on the time of
+/// an event, in seconds since the call began, on its mark (as curl's: * what happens, &gt; what leaves, &lt; what comes) with the
+/// message behind it, and on the four numbers that the last line begins with; all other words may change.
+/// </summary>
 sealed class Trace(Metadata given, bool verbose, bool stats)
 {
     static readonly bool hasEscapes = Stdio.IsToldShown && Environment.GetEnvironmentVariable("TERM") is not (null or "dumb");
@@ -2301,15 +2317,19 @@ sealed class Trace(Metadata given, bool verbose, bool stats)
     double firstAnswer;
     bool hasBegun;
 
+    /// <summary>A time, to be given to <see cref="Since"/>.</summary>
     public static long Now => TimeProvider.System.GetTimestamp();
 
     /// <summary>Seconds from a time until now, but never beyond the stream's end; a message may still leave after that.</summary>
     public double Since(long time) => Math.Max(0, TimeProvider.System.GetElapsedTime(time, end == 0 ? Now : end).TotalSeconds);
 
+    /// <summary>Seconds since the call began.</summary>
     public double Seconds => Since(start);
 
+    /// <summary>What ended the stream, once it has ended.</summary>
     public string? EndedBy { get; private set; }
 
+    /// <summary>The four numbers that scripts may rely on.</summary>
     public string Counts => $"{sent} sent, {received} received, {Seconds:0.0##} s, silent for {Since(last):0.0##} s";
 
     /// <summary>An event other than a message, and a line for each of some headers.</summary>
@@ -2338,6 +2358,7 @@ sealed class Trace(Metadata given, bool verbose, bool stats)
             Show('>', Lines.Of(message));
     }
 
+    /// <summary>A message has come.</summary>
     public void Came(IMessage message)
     {
         if (received++ == 0)
@@ -2357,6 +2378,7 @@ sealed class Trace(Metadata given, bool verbose, bool stats)
             Stdio.Tell($"{Seconds,7:0.000} {shown} {Program.OneLine(text)}");
     }
 
+    /// <summary>The stream has ended: the last line.</summary>
     public void End(string endedBy)
     {
         (end, EndedBy) = (Now, endedBy);
@@ -2446,8 +2468,10 @@ sealed class Ping(Client client, TimeSpan every, long count) : Input<FindMaximum
     }
 }
 
-// Between SocketsHttpHandler and its connection. The handler drops the answers that it holds when a stream dies, but what was
-// received must not be lost: it learns of a reset, or of the connection's end, only when the call has taken all that came before.
+/// <summary>
+/// Between SocketsHttpHandler and its connection. The handler drops the answers that it holds when a stream dies, but what was
+/// received must not be lost: it learns of a reset, or of the connection's end, only when the call has taken all that came before.
+/// </summary>
 sealed class FrameGate(Stream connection) : TransportStream
 {
     /// <summary>Error codes of HTTP/2 (RFC 9113, section 7).</summary>
