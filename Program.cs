@@ -1312,6 +1312,8 @@ sealed class Server : IAsyncDisposable
             grpc.Interceptors.Add<Adapter>();
             grpc.Interceptors.Add<Rules>();
         });
+        // Neither holds anything: one does for all calls.
+        builder.Services.AddSingleton<Greeter>().AddSingleton<Calculator>();
         app = builder.Build();
         // A well-known gRPC course has names of its own for the two methods.
         app.Use((http, next) =>
@@ -2024,9 +2026,10 @@ sealed class Client(CallSettings settings, Trace trace)
             while (await input.MoveNext(stop.Token))
             {
                 Trace.Left(input.Current);
-                if (!input.HasMore)
+                var hasMore = input.HasMore;
+                if (!hasMore)
                     Trace.Rests();
-                requests.WriteOptions = input.HasMore ? moreFollows : null;
+                requests.WriteOptions = hasMore ? moreFollows : null;
                 await requests.WriteAsync(input.Current);
             }
         }
